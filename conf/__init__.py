@@ -1,0 +1,1 @@
+"""The YAML files Hydra composes; a package so that an installed wheel finds them."""

@@ -1,0 +1,178 @@
+"""The entry point: ``python -m mondrian_ft``, and ``mondrian-ft`` once it is installed.
+
+Hydra composes the config and makes the run folder; the task does the work. Every error ends as
+one sentence on standard error and an exit code: 1 the run failed, 2 the config is wrong, 130
+interrupted. ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from . import __version__
+from . import help as help_page
+from .config import conf_dir, load, register_schemas
+from .errors import ConfigError, MondrianError
+from .explain import COMPOSE_ERRORS, explain, flag
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .config import Config
+
+register_schemas()
+
+
+@dataclass
+class _Outcome:
+    """What became of the jobs of this process; Hydra returns none of it."""
+
+    tracebacks: bool = False
+    started: int = 0
+    errors: list[BaseException] = field(default_factory=list)
+
+
+_outcome = _Outcome()
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
+def job(cfg: DictConfig) -> float | None:
+    """Validates one composed config and runs its task.
+
+    Returns:
+        What the task returns, which is what a sweeper minimises.
+    """
+    hydra_config = HydraConfig.get()
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
+    folder = Path(hydra_config.runtime.output_dir)
+    _outcome.started += 1
+    try:
+        config = _load(cfg, Path(hydra_config.runtime.cwd), folder, sweeping)
+        from .run import Run
+
+        if sweeping:
+            overrides = " ".join(hydra_config.overrides.task) or "no overrides"
+            print(f"job {hydra_config.job.num}: {overrides}", file=sys.stderr)
+        group = folder.parent.name if sweeping else None
+        with Run.open(config, folder, group=group) as run:
+            return config.task.run(config, run)
+    except Exception as error:
+        _outcome.errors.append(error)
+        if not sweeping:
+            # Hydra would print a heading of its own; main() tells it in one sentence instead.
+            return None
+        if getattr(error, "exit_code", 1) == 130:
+            # Ctrl-C ends the sweep, not only this job.
+            raise KeyboardInterrupt from error
+        _tell(error, prefix=f"job {hydra_config.job.num}: ")
+        raise
+
+
+def _load(cfg: DictConfig, cwd: Path, folder: Path, sweeping: bool) -> Config:
+    """Loads the config; one that is wrong takes its still empty run folder with it."""
+    try:
+        return load(cfg, cwd)
+    except (ConfigError, *COMPOSE_ERRORS) as error:
+        if not sweeping:
+            _remove_unused(folder)
+        if isinstance(error, ConfigError):
+            raise
+        raise explain(error) from error
+
+
+def _remove_unused(folder: Path) -> None:
+    """Takes back the run folder Hydra made, when nothing but its own record is in it."""
+    record = folder / ".hydra"
+    names = ("config.yaml", "hydra.yaml", "overrides.yaml")
+    if not record.is_dir() or [item.name for item in folder.iterdir()] != [".hydra"]:
+        return
+    if sorted(item.name for item in record.iterdir()) != sorted(names):
+        return
+    for name in names:
+        (record / name).unlink()
+    record.rmdir()
+    folder.rmdir()
+
+
+def main() -> int:
+    """Runs the command line and returns the exit code."""
+    global _outcome
+    argv = sys.argv[1:]
+    if argv == ["--version"]:
+        print(f"mondrian_ft {__version__}")
+        return 0
+    if "--help" in argv or "-h" in argv:
+        print(help_page.text(argv), end="")
+        return 0
+    if error := flag(argv):
+        return _tell(error)
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    _outcome = _Outcome(tracebacks=before not in (None, "", "0"))
+    # Set, Hydra hands its errors to us; unset, it prints them itself and exits 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        job()
+    except KeyboardInterrupt as error:
+        return _tell(error.__cause__ or error)
+    except BrokenPipeError:
+        # Whoever read our output has gone (a pager, head); nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if any(error is told for told in _outcome.errors):
+            return _sweep_failed()
+        composing = isinstance(error, COMPOSE_ERRORS) or _outcome.started == 0
+        if composing and not isinstance(error, MondrianError):
+            told = explain(error, argv)
+            told.__cause__ = error
+            return _tell(told)
+        return _tell(error)
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+    if _outcome.errors:
+        return _tell(_outcome.errors[0])
+    return 0
+
+
+def _sweep_failed() -> int:
+    """The closing line of a sweep, whose failed jobs have each told their own sentence."""
+    failed = len(_outcome.errors)
+    print(f"{failed} of {_outcome.started} jobs failed; the others are done.", file=sys.stderr)
+    return max(getattr(error, "exit_code", 1) for error in _outcome.errors)
+
+
+def _tell(error: BaseException, prefix: str = "") -> int:
+    """Prints the sentence of ``error`` on standard error and returns its exit code."""
+    if _outcome.tracebacks:
+        traceback.print_exception(error)
+    code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+    if isinstance(error, MondrianError):
+        sentence = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        sentence = "interrupted."
+    else:
+        what = str(error) or "no message"
+        sentence = (
+            f"unexpected {type(error).__name__}: {what}; this is a fault of the program, not of "
+            "your input: run it again with HYDRA_FULL_ERROR=1 to see where it happened."
+        )
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ
+    label = "error:" if plain else "\033[1;31merror:\033[0m"
+    print(f"{label} {prefix}{sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Training files: from a manifest to train, validation and test rows, and back from disk.
+
+A prepared row holds what training and evaluation need and nothing that has to be looked up
+again: an absolute ``image_path``, the ``prompt`` as it will be served, and the ``response`` as the
+canonical one-line JSON. Its keys ``image_path``, ``prompt`` and ``response`` are the workbook's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, nearest
+from ..files import atomic_write_json
+from .critique import CritiqueError, Parsed, parse_analysis, render
+from .prompt import build_prompt, fingerprint
+from .rows import Row, check_disjoint, data_lock, hash_photograph, load_json, read_rows
+from .split import PARTS, assign
+from .store import advisor_id
+
+__all__ = [
+    "LOCK_NAME",
+    "Prepared",
+    "Row",
+    "check_disjoint",
+    "data_lock",
+    "load_prepared",
+    "part_path",
+    "prepare",
+    "read_rows",
+]
+
+LOCK_NAME = "split.lock.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of each part, and what the meta file holds; ``test`` is empty if none was asked for.
+
+    ``meta["data_lock"]`` is `data_lock` of these very rows.
+    """
+
+    train: list[Row]
+    val: list[Row]
+    test: list[Row]
+    meta: dict[str, Any]
+
+
+def part_path(output_dir: str | Path, advisor: str | None, part: str) -> Path:
+    """``training_data_<advisor>_<part>.json`` in ``output_dir``; ``all`` stands for every advisor.
+
+    ``part`` is ``train``, ``val``, ``test`` or ``meta``.
+    """
+    return Path(output_dir) / f"training_data_{advisor_id(advisor) or 'all'}_{part}.json"
+
+
+def prepare(
+    manifest: Mapping[str, Any] | str | Path,
+    *,
+    advisor: str | None,
+    train_split: float,
+    val_split: float,
+    test_split: float,
+    seed: int,
+    output_dir: str | Path,
+    limit: int | None = None,
+) -> Prepared:
+    """Turn a manifest into the training files of one advisor (None: of all of them together).
+
+    Writes ``training_data_<advisor>_{train,val,meta}.json``, the test file if ``test_split`` is
+    above 0, and this advisor's entry of ``split.lock.json``. A manifest of the users' own linker,
+    with no hashes and no prompts, is accepted: photographs are hashed, the prompt is the template.
+
+    Args:
+        manifest: what `link.link` returned, or the path of its file.
+        train_split, val_split, test_split: fractions of the photographs; see `split.assign`.
+        limit: use only the first ``limit`` records.
+
+    Raises:
+        DataError: the manifest is unreadable or has no record of ``advisor``, a photograph or an
+            analysis is gone or changed since it was linked, or there are too few photographs.
+    """
+    source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
+    content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
+    records = _records(content, advisor, source)[:limit]
+    prompts = content.get("prompts") or {}
+    rows: dict[str, Row] = {}
+    facts: list[dict[str, Any]] = []
+    for record in records:
+        row, parsed = _row(record, prompts)
+        rows[row.job_id] = row
+        facts.append(
+            {
+                "job_id": row.job_id,
+                "image_sha256": row.image_sha256,
+                "overall_score": parsed.critique.overall_score,
+                "dimensions": [dimension.name for dimension in parsed.critique.dimensions],
+            }
+        )
+    parts = assign(facts, train=train_split, val=val_split, test=test_split, seed=seed)
+    dealt = {part: [row for key, row in rows.items() if parts[key] == part] for part in PARTS}
+    meta = {
+        "advisor": advisor_id(advisor) or "all",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "manifest": str(source) if source else None,
+        "seed": seed,
+        "splits": {"train": train_split, "val": val_split, "test": test_split},
+        "total_examples": len(rows),
+        "total_photographs": len({row.image_sha256 for row in rows.values()}),
+        "parts": {part: _part_facts(dealt[part], facts) for part in PARTS},
+        "prompts": _prompt_facts(list(rows.values()), prompts),
+        "dimensions": _dimension_facts(facts),
+        "longest_response": max(len(row.response) for row in rows.values()),
+        "data_lock": data_lock(dealt),
+    }
+    prepared = Prepared(**dealt, meta=meta)
+    _write(prepared, Path(output_dir), advisor)
+    return prepared
+
+
+def load_prepared(output_dir: str | Path, advisor: str | None) -> Prepared:
+    """Read what `prepare` wrote; files edited by hand since are taken as they are now.
+
+    ``meta["data_lock"]`` is computed anew from the rows, and ``meta["edited"]`` says whether it
+    differs from the one that was written.
+
+    Raises:
+        DataError: a file is missing or malformed, a photograph is gone, or one photograph is in
+            two parts.
+    """
+    meta = load_json(part_path(output_dir, advisor, "meta"), "prepared data")
+    try:
+        wanted = [part for part in PARTS if meta["splits"][part] > 0]
+        written = str(meta["data_lock"])
+    except (KeyError, TypeError):
+        path = part_path(output_dir, advisor, "meta")
+        raise DataError(f"{path} is not a meta file of this program; prepare again.") from None
+    dealt: dict[str, list[Row]] = {part: [] for part in PARTS}
+    for part in wanted:
+        dealt[part] = read_rows(part_path(output_dir, advisor, part))
+    check_disjoint(dealt)
+    lock = data_lock(dealt)
+    return Prepared(**dealt, meta={**meta, "data_lock": lock, "edited": lock != written})
+
+
+# -- manifest records to rows --------------------------------------------------------------------
+
+
+def _records(
+    manifest: Mapping[str, Any], advisor: str | None, source: Path | None
+) -> list[dict[str, Any]]:
+    where = str(source) if source else "The manifest"
+    by_advisor = manifest.get("by_advisor") if isinstance(manifest, Mapping) else None
+    if not isinstance(by_advisor, Mapping):
+        raise DataError(f"{where} has no `by_advisor`; make one with task=link.")
+    wanted = advisor_id(advisor)
+    if wanted is not None and wanted not in by_advisor:
+        meant = nearest(wanted, by_advisor)
+        hint = f"; did you mean {meant}?" if meant else "."
+        known = ", ".join(by_advisor) or "nobody"
+        raise DataError(f"{where} has no records of advisor {wanted!r}, but of {known}{hint}")
+    names = [wanted] if wanted is not None else list(by_advisor)
+    try:
+        found = [
+            {"advisor": name, **record} for name in names for record in by_advisor[name]["records"]
+        ]
+        for record in found:
+            for key in ("job_id", "image_path", "analysis_path"):
+                if not isinstance(record[key], str):
+                    raise TypeError(f"{key} is {record[key]!r}")
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where} has a malformed record ({error}); run task=link again.") from None
+    if not found:
+        raise DataError(f"{where} has no records of {', '.join(names) or 'any advisor'}.")
+    return found
+
+
+def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Parsed]:
+    job, path = str(record["job_id"]), Path(record["image_path"]).absolute()
+    analysis = Path(record["analysis_path"])
+    sha256 = hash_photograph(path, f"job {job}")
+    if sha256 != record.get("image_sha256", sha256):
+        raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
+    try:
+        parsed = parse_analysis(analysis.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, CritiqueError) as error:
+        raise DataError(
+            f"The analysis {analysis} of job {job} can no longer be used: {error} "
+            "Run task=link again."
+        ) from error
+    known = prompts.get(record.get("prompt_id", ""))
+    prompt = known["text"] if known else build_prompt(None, record["advisor"])[0]
+    row = Row(job, str(record["advisor"]), path, prompt, render(parsed.critique), sha256)
+    return row, parsed
+
+
+# -- meta and files ------------------------------------------------------------------------------
+
+
+def _part_facts(rows: Sequence[Row], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ids = {row.job_id for row in rows}
+    scores = [fact["overall_score"] for fact in facts if fact["job_id"] in ids]
+    return {
+        "examples": len(rows),
+        "photographs": len({row.image_sha256 for row in rows}),
+        "mean_overall_score": sum(scores) / len(scores) if scores else None,
+    }
+
+
+def _prompt_facts(rows: Sequence[Row], prompts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    used = Counter(fingerprint(row.prompt) for row in rows)
+    return [
+        {
+            "fingerprint": key,
+            "source": prompts.get(key, {"source": "template"})["source"],
+            "examples": n,
+        }
+        for key, n in used.most_common()
+    ]
+
+
+def _dimension_facts(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    used = Counter(tuple(fact["dimensions"]) for fact in facts)
+    return [{"names": list(names), "examples": n} for names, n in used.most_common()]
+
+
+def _write(prepared: Prepared, output_dir: Path, advisor: str | None) -> None:
+    meta = prepared.meta
+    lock_path = output_dir / LOCK_NAME
+    locks = load_json(lock_path, "split lock") if lock_path.exists() else {}
+    if not isinstance(locks, dict) or not isinstance(locks.setdefault("advisors", {}), dict):
+        raise DataError(f"{lock_path} is not a split lock of this program; move it away.")
+    parts = {part: getattr(prepared, part) for part in PARTS}
+    locks["advisors"][meta["advisor"]] = {
+        "data_lock": meta["data_lock"],
+        "seed": meta["seed"],
+        "splits": meta["splits"],
+        "photographs": {
+            row.image_sha256: part
+            for part, rows in parts.items()
+            for row in sorted(rows, key=lambda row: row.image_sha256)
+        },
+    }
+    for part, rows in parts.items():
+        path = part_path(output_dir, advisor, part)
+        if meta["splits"][part] > 0:
+            atomic_write_json(path, [_entry(row) for row in rows])
+        else:
+            # A part of an earlier split would overlap with the parts of this one.
+            path.unlink(missing_ok=True)
+    atomic_write_json(lock_path, locks)
+    atomic_write_json(part_path(output_dir, advisor, "meta"), meta)
+
+
+def _entry(row: Row) -> dict[str, str]:
+    return {
+        "image_path": str(row.image_path),
+        "prompt": row.prompt,
+        "response": row.response,
+        "job_id": row.job_id,
+        "advisor": row.advisor,
+        "image_sha256": row.image_sha256,
+    }

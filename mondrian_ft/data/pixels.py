@@ -1,0 +1,170 @@
+"""The only door from an image file to the numbers a model sees.
+
+Training, evaluation and the service all come through :func:`open_photograph` and
+:func:`to_pixels`, and the :func:`fingerprint` of the settings is stored with every adapter, so
+that a model never meets pictures prepared in another way than those it learnt from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+# Bump when the same file and settings start to give other numbers.
+PIPELINE_VERSION = 1
+MAX_FILE_PIXELS = 200_000_000
+"""Photographs that claim more pixels than this are refused unread (decompression bombs)."""
+MIN_SIDE = 32
+"""Pixels; one image token is 32 × 32, and a smaller picture shows nothing to criticise."""
+MAX_ASPECT = 200.0
+"""Qwen's processor refuses longer strips."""
+
+
+class ImageProcessor(Protocol):
+    """What makes patches of an RGB image; mlx-vlm's ``Qwen3VLImageProcessor`` is one."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+
+    def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """Bounds on a picture's pixels (width × height) after resizing; the aspect is kept."""
+
+    min_pixels: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A photograph as the model sees it.
+
+    Attributes:
+        patches: (P, C) float32, P = time · height · width patches in the processor's order.
+        grid: those three numbers; time is 1.
+        merge: patches per image token and side.
+    """
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens: P / merge²."""
+        return self.grid[0] * self.grid[1] * self.grid[2] // self.merge**2
+
+
+def open_photograph(path: Path) -> Image:
+    """Read a photograph upright and in RGB.
+
+    EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures are converted; what is
+    transparent is laid on white, as transformers' processor does.
+
+    Raises:
+        DataError: the file is missing, no picture, truncated, too small, too long a strip, or
+            claims more than :data:`MAX_FILE_PIXELS`.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Our own limit is lower than Pillow's error and says what to do.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                _check_size(path, *file.size)
+                file.load()
+                upright = ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        raise DataError(
+            f"photograph {path} does not exist; it was there when the data were linked, so link "
+            "again or put it back"
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path} is not a picture Pillow can read; leave it out or replace it"
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be decoded ({error}); leave it out or replace it") from None
+    return _to_rgb(upright)
+
+
+def to_pixels(photograph: Image, processor: ImageProcessor, settings: PixelSettings) -> Pixels:
+    """Patches of an upright RGB photograph, resized within the pixel bounds."""
+    import numpy as np
+
+    output = processor(
+        [np.asarray(photograph).transpose(2, 0, 1)],
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+    )
+    t, h, w = (int(n) for n in output["image_grid_thw"][0])
+    return Pixels(np.asarray(output["pixel_values"], np.float32), (t, h, w), processor.merge_size)
+
+
+def fingerprint(processor: ImageProcessor, settings: PixelSettings) -> str:
+    """16 hexadecimal digits that change when the same photograph would give other numbers.
+
+    Covers the settings, the pipeline's version and the patches of a drawn probe picture, so that
+    a changed library is noticed as well as a changed setting.
+    """
+    import numpy as np
+    from PIL import Image
+
+    x, y = np.meshgrid(np.arange(203), np.arange(149))
+    probe = np.stack([(x * 5) % 256, (y * 7) % 256, (x * y) % 256], axis=-1).astype(np.uint8)
+    pixels = to_pixels(Image.fromarray(probe), processor, settings)
+    facts = {
+        "version": PIPELINE_VERSION,
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "grid": pixels.grid,
+        # Rounded: the last bit of a bicubic filter may differ between processors of one kind.
+        "probe": hashlib.sha256(np.round(pixels.patches, 3).astype("<f4").tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_FILE_PIXELS:
+        raise DataError(
+            f"{path} claims {width}×{height} pixels, more than the {MAX_FILE_PIXELS:,} that are "
+            "read; shrink it first"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise DataError(
+            f"{path} has {width}×{height} pixels; a side needs at least {MIN_SIDE}, so leave it out"
+        )
+    if max(width, height) / min(width, height) > MAX_ASPECT:
+        raise DataError(
+            f"{path} has {width}×{height} pixels, a strip longer than {MAX_ASPECT:.0f}:1; crop it"
+        )
+
+
+def _to_rgb(image: Image) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+        values = np.asarray(image).astype(np.float32)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray(np.round(values / scale).clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, rgba)
+    return image.convert("RGB")

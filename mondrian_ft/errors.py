@@ -1,0 +1,67 @@
+"""Everything this package refuses to do, as exceptions that speak to the person who has to act.
+
+A message is one sentence: what is wrong, the value that is wrong, and what to do next. The entry
+point prints that sentence and exits with ``exit_code``; a traceback is for faults, not for these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MondrianError(Exception):
+    """A failure the reader can act on; ``str(error)`` is the sentence to print.
+
+    Attributes:
+        exit_code: what the process exits with, 1 unless a child says otherwise.
+    """
+
+    exit_code: int = 1
+
+
+class ConfigError(MondrianError):
+    """A config that does not compose or validate (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(MondrianError):
+    """A database, photograph, analysis or prepared file that cannot be used."""
+
+
+class ModelError(MondrianError):
+    """A base model that cannot be found, loaded or run."""
+
+
+class AdapterError(MondrianError):
+    """An adapter that cannot be read, does not fit its base, or changes nothing."""
+
+
+class TrainingError(MondrianError):
+    """A training run that cannot start or go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss or the gradient is no longer finite."""
+
+
+class Interrupted(TrainingError):
+    """Training stopped by Ctrl-C or SIGTERM, after its checkpoint was written (exit code 130)."""
+
+    exit_code = 130
+
+
+class RegistryError(MondrianError):
+    """A version, channel or history entry of the registry that is missing or inconsistent."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Returns the one of ``choices`` that ``word`` was probably meant to be, or None.
+
+    Case does not count. A choice is near when difflib's ratio is 0.6 or more, so an unrelated
+    word suggests nothing rather than something misleading.
+    """
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None

@@ -1,0 +1,276 @@
+"""What the answers of an arm show, and what two arms show beside each other.
+
+Each function takes sequences in row order: ``readings`` of one arm's answers, ``references`` of the
+advisor's, ``photographs`` naming the photograph of each row. See ``comparison`` for how an answer
+counts that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..data.dataset import Row
+from . import metrics, stats
+from .metrics import Reading
+from .outputs import Output
+
+MEAN = "mean_score"
+
+
+def photograph(row: Row) -> str:
+    """What tells a row's photograph from others: its content's hash, else its path."""
+    return row.image_sha256 or str(row.image_path)
+
+
+def agreed_dimensions(taught: Sequence[Reading]) -> list[str] | None:
+    """The dimension names of the training answers, if all readable ones have the same; else None.
+
+    Databases mix eras with five to nine dimensions; there the names are not part of the format.
+    """
+    found = [r.critique.scores().keys() for r in taught if r.critique]
+    if not found or any(names != found[0] for names in found):
+        return None
+    return list(found[0])
+
+
+def arm_evidence(
+    rows: Sequence[Row],
+    outputs: Sequence[Output],
+    readings: Sequence[Reading],
+    references: Sequence[Reading],
+) -> dict[str, Any]:
+    """Everything measured of one arm; scores in points of 0-10, shares 0-1, times in seconds.
+
+    ``score_mae`` is the mean over photographs of the mean over the reference's dimensions of the
+    absolute score error, over the answers that give scores (``n_scored``); its interval is
+    ``stats.mean_interval``. ``score_bias`` is the signed mean, positive when too generous.
+    """
+    photographs = [photograph(row) for row in rows]
+    n, strict = len(outputs), sum(r.strict for r in readings)
+    errors = [
+        metrics.score_error(r.scores, ref.scores)
+        for r, ref in zip(readings, references, strict=True)
+    ]
+    charged = [
+        error if error is not None else metrics.worst_error(ref.scores)
+        for error, ref in zip(errors, references, strict=True)
+    ]
+    overall = [
+        None if r.overall is None or ref.overall is None else (r.overall, ref.overall)
+        for r, ref in zip(readings, references, strict=True)
+    ]
+    signed = [
+        fmean(r.scores[key] - ref.scores[key] for key in shared) if shared else None
+        for r, ref in zip(readings, references, strict=True)
+        for shared in [r.scores.keys() & ref.scores.keys()]
+    ]
+    wanted = sum(len(ref.scores) for r, ref in zip(readings, references, strict=True) if r.readable)
+    given = sum(
+        len(r.scores.keys() & ref.scores.keys())
+        for r, ref in zip(readings, references, strict=True)
+    )
+    per_photograph = metrics.by_photograph(errors, photographs)
+    return {
+        "n": n,
+        "n_readable": sum(r.readable for r in readings),
+        "n_scored": sum(error is not None for error in errors),
+        "format_strict": strict / n,
+        "format_strict_interval": listed(stats.share_interval(strict, n)),
+        "readable": sum(r.readable for r in readings) / n,
+        "score_mae": mean_of(per_photograph.values()),
+        "score_mae_interval": listed(stats.mean_interval(list(per_photograph.values()))),
+        "score_mae_worst_case": mean_of(metrics.by_photograph(charged, photographs).values()),
+        "score_bias": mean_of(metrics.by_photograph(signed, photographs).values()),
+        "overall_mae": mean_of(
+            metrics.by_photograph(
+                [None if pair is None else abs(pair[0] - pair[1]) for pair in overall], photographs
+            ).values()
+        ),
+        "overall_correlation": metrics.correlation([pair for pair in overall if pair]),
+        "per_dimension": per_dimension([r.scores for r in readings], references, photographs),
+        "dimension_coverage": given / wanted if wanted else None,
+        "distinct_score_vectors": metrics.distinct_score_vectors(readings),
+        "repeated_advice": sum(metrics.repeats_advice(r.critique) for r in readings if r.critique),
+        "foreign_script": sum(
+            metrics.foreign_script(output.text, row.response)
+            for output, row in zip(outputs, rows, strict=True)
+        ),
+        "unfinished": sum(not output.finished for output in outputs),
+        "seconds_mean": fmean(output.seconds for output in outputs),
+        "seconds_total": sum(output.seconds for output in outputs),
+        "tokens_mean": fmean(output.tokens for output in outputs),
+        "prompt_tokens_mean": fmean(output.prompt_tokens for output in outputs),
+    }
+
+
+def mean_evidence(
+    mean: Mapping[str, float],
+    taught: Sequence[Reading],
+    references: Sequence[Reading],
+    photographs: Sequence[str],
+) -> dict[str, Any]:
+    """The arm that gives every photograph the training rows' mean score in each dimension.
+
+    It writes no text, so its ``format_strict`` is None. A model that does not beat it has learnt
+    nothing of the advisor's scoring that a constant would not give.
+    """
+    errors = [metrics.score_error(mean, ref.scores) for ref in references]
+    scored = metrics.by_photograph(errors, photographs)
+    said = [r.overall for r in taught if r.overall is not None]
+    overall = [
+        None if ref.overall is None or not said else abs(fmean(said) - ref.overall)
+        for ref in references
+    ]
+    return {
+        "n": len(references),
+        "n_scored": sum(error is not None for error in errors),
+        "format_strict": None,
+        "score_mae": mean_of(scored.values()),
+        "score_mae_interval": listed(stats.mean_interval(list(scored.values()))),
+        "overall_mae": mean_of(metrics.by_photograph(overall, photographs).values()),
+        "per_dimension": per_dimension([mean] * len(references), references, photographs),
+        "n_train": sum(bool(r.scores) for r in taught),
+    }
+
+
+def per_dimension(
+    scores: Sequence[Mapping[str, float]], references: Sequence[Reading], photographs: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """``{name as the reference writes it: {"mae": 0-10 or None, "n": photographs}}``."""
+    names: dict[str, str] = {}
+    for reference in references:
+        for key, name in reference.names.items():
+            names.setdefault(key, name)
+    found: dict[str, dict[str, Any]] = {}
+    for key, name in names.items():
+        errors = metrics.by_photograph(
+            [
+                metrics.score_errors(given, ref.scores).get(key)
+                for given, ref in zip(scores, references, strict=True)
+            ],
+            photographs,
+        )
+        found[name] = {"mae": mean_of(errors.values()), "n": len(errors)}
+    return found
+
+
+def verdict(
+    base: Sequence[Reading],
+    tuned: Sequence[Reading],
+    references: Sequence[Reading],
+    photographs: Sequence[str],
+) -> dict[str, Any]:
+    """``verdict``, ``reason`` and ``change`` of tuned against base, paired by photograph.
+
+    ``change.score`` is how far the score error fell, in points; ``change.format`` how far strict
+    compliance rose, as a share. Each is judged by ``stats.judge``, with margins of 0.25 points and
+    0.02 (the latter for the observed change), and ``stats.combine`` joins them.
+    """
+    pairs = [
+        (metrics.score_error(b.scores, ref.scores), metrics.score_error(t.scores, ref.scores))
+        for b, t, ref in zip(base, tuned, references, strict=True)
+    ]
+    gains = [None if b is None or t is None else b - t for b, t in pairs]
+    formats = [float(t.strict) - float(b.strict) for b, t in zip(base, tuned, strict=True)]
+    score = stats.judge(
+        list(metrics.by_photograph(gains, photographs).values()), margin=stats.SCORE_MARGIN
+    )
+    form = stats.judge(
+        list(metrics.by_photograph(formats, photographs).values()),
+        margin=stats.FORMAT_MARGIN,
+        observed=True,
+    )
+    # Arms that agree in everything that can be compared differ in nothing, readable or not.
+    same = all(b.scores == t.scores for b, t in zip(base, tuned, strict=True)) and not any(formats)
+    state = "no_worse" if same else stats.combine(score.state, form.state)
+    return {
+        "verdict": state,
+        "reason": reason(state, score, form),
+        "change": {"score": score.as_dict(), "format": form.as_dict()},
+    }
+
+
+def reason(state: str, score: stats.Change, form: stats.Change) -> str:
+    """The verdict as one plain sentence with its numbers."""
+    if score.mean is None:
+        scores = "no photograph was scored by both models"
+    else:
+        direction = "fell" if score.mean >= 0 else "rose"
+        scores = f"the score error {direction} by {abs(score.mean):.2f} points"
+        if score.interval and score.interval[0] != score.interval[1]:
+            low, high = score.interval if score.mean >= 0 else [-v for v in score.interval[::-1]]
+            scores += f" (95 % interval {low:.2f} to {high:.2f})"
+        scores += f" on {score.n} {'photograph' if score.n == 1 else 'photographs'}"
+    points = 100 * (form.mean or 0.0)
+    if points:
+        formats = (
+            f"format compliance {'rose' if points > 0 else 'fell'} by {abs(points):.0f} points"
+        )
+    else:
+        formats = "format compliance stayed the same"
+    lead = {
+        "better": "Better",
+        "no_worse": "No worse",
+        "worse": "Worse",
+        "inconclusive": "Inconclusive",
+    }[state]
+    return f"{lead}: {scores}, and {formats}."
+
+
+def criteria(arms: Mapping[str, Any], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a good result looks like, as ``[{name, value, target, met}]``; the unknown is absent.
+
+    The first two and the last are the workbook's success criteria, phase 4.2. The three between
+    ask whether the scores were learnt: closer than the base, closer than a constant, and looking at
+    the picture, since another photograph in its place must cost at least a quarter more error.
+    """
+    marks: list[dict[str, Any]] = []
+
+    def mark(name: str, value: float | None, target: float | None, met: bool) -> None:
+        if value is not None and target is not None:
+            marks.append({"name": name, "value": value, "target": target, "met": met})
+
+    base, tuned, mean = arms.get("base"), arms.get("tuned"), arms.get(MEAN)
+    if base:
+        value = base["format_strict"]
+        mark("base_format", value, 0.90, value >= 0.90)
+    if tuned:
+        value = tuned["format_strict"]
+        mark("tuned_format", value, 0.95, value >= 0.95)
+        error, shuffled = tuned["score_mae"], tuned.get("score_mae_shuffled")
+        for name, other in (("error_below_base", base), ("error_below_mean", mean)):
+            target = other["score_mae"] if other else None
+            mark(name, error, target, below(error, target))
+        if error is not None:
+            mark("shuffled_error", shuffled, 1.25 * error, below(1.25 * error, shuffled, True))
+    if "improvements" in found:
+        before, after = (
+            found[block]["avg_inference_time"] for block in ("base_model", "fine_tuned_model")
+        )
+        mark("time", after, 1.1 * before, after <= 1.1 * before)
+    return marks
+
+
+def below(value: float | None, limit: float | None, equal: bool = False) -> bool:
+    """Whether ``value`` is below ``limit``; unknown values are not."""
+    if value is None or limit is None:
+        return False
+    return value <= limit if equal else value < limit
+
+
+def mean_of(values: Iterable[float]) -> float | None:
+    """The mean, or None of nothing."""
+    found = list(values)
+    return fmean(found) if found else None
+
+
+def difference(left: float | None, right: float | None) -> float | None:
+    """``left - right``, None where either is unknown."""
+    return None if left is None or right is None else left - right
+
+
+def listed(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return None if interval is None else list(interval)

@@ -1,0 +1,141 @@
+"""Writing files so that whoever reads after a crash finds the old version or the new one.
+
+Everything is written to a temporary neighbour, flushed to the disk and renamed into place. A full
+disk, a read-only folder or a kill leaves what was there before untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import MondrianError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that takes its place when the block succeeds.
+
+    The temporary name keeps the ending, because writers such as ``mx.save_safetensors`` add their
+    own where it is missing. Missing parent folders are made. If the block fails the temporary
+    file is removed and ``path`` is as it was.
+
+    Raises:
+        MondrianError: the file cannot be written (full disk, no permission, …), naming ``path``.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        # After the rename nothing is left to remove, and what failed may also forbid removing.
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes ``data`` to ``path``, whole or not at all; see ``replacing`` for errors."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8, whole or not at all; see ``replacing`` for errors."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) -> None:
+    """Writes ``obj`` to ``path`` as strict JSON and a final newline, whole or not at all.
+
+    Raises:
+        ValueError: ``obj`` holds NaN or an infinity, which JSON does not know.
+        TypeError: ``obj`` holds something JSON has no form for.
+        MondrianError: as ``replacing``.
+    """
+    text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish_dir(
+    tmp: str | os.PathLike[str], final: str | os.PathLike[str], *, replace: bool = False
+) -> None:
+    """Makes the finished folder ``tmp`` appear as ``final`` in one rename.
+
+    Every file is flushed first, so a reader that sees ``final`` sees all of it. Both must lie on
+    one file system; a temporary folder beside ``final`` does.
+
+    Args:
+        tmp: the folder with everything written; it is gone afterwards.
+        final: where it shall be. An empty folder there is replaced.
+        replace: put it in the place of a folder that holds something. The old one is moved aside
+            first and removed last.
+
+    Raises:
+        MondrianError: ``final`` holds something and ``replace`` is false, or the disk refuses.
+    """
+    tmp, final = Path(tmp), Path(final)
+    aside: Path | None = None
+    try:
+        for folder, _, names in os.walk(tmp):
+            for name in names:
+                _fsync(Path(folder) / name)
+            _fsync(Path(folder))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir() and any(final.iterdir()):
+            if not replace:
+                raise MondrianError(
+                    f"{final} already holds files and is not overwritten; name another folder or "
+                    "move that one away."
+                )
+            aside = final.with_name(f".old-{secrets.token_hex(4)}-{final.name}")
+            os.rename(final, aside)
+        try:
+            os.rename(tmp, final)
+        except OSError:
+            if aside is not None:
+                os.rename(aside, final)
+                aside = None
+            raise
+        _fsync(final.parent)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    """Flushes a file or folder to the disk; a symbolic link's target is not ours to flush."""
+    if path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> MondrianError:
+    reason = error.strerror or str(error)
+    return MondrianError(
+        f"cannot write {path}: {reason}; what was there before is unchanged, so free some space or "
+        "choose a folder you may write to, and run the command again."
+    )

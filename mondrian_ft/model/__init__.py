@@ -1,0 +1,1 @@
+"""Base models, the fast forward, LoRA and adapter directories. The only room that knows mlx-vlm."""

@@ -1,0 +1,38 @@
+"""The one door to MLX: OpenBLAS first, then ``mlx.core``, set up for the device that is there.
+
+Every module of this package that computes imports ``mx`` and ``nn`` from here, so that no import
+order can leave a process on the slow BLAS.
+"""
+
+from __future__ import annotations
+
+from .blas import load_openblas
+
+OPENBLAS = load_openblas()
+
+import mlx.core as mx  # noqa: E402  (OpenBLAS has to come first)
+import mlx.nn as nn  # noqa: E402
+
+ON_CPU = mx.default_device().type == mx.DeviceType.cpu
+
+if ON_CPU:
+    # On CPU every compiled graph is built by a C++ compiler at run time: 7–18 s before the first
+    # step, needs a toolchain, and gains nothing.
+    mx.disable_compile()
+
+
+def describe() -> str:
+    """The backend in a few words, for run records and the closing screen."""
+    if mx.metal.is_available():
+        return "Metal"
+    if not ON_CPU:
+        return "CUDA"
+    return "CPU with OpenBLAS" if OPENBLAS else "CPU with MLX's own BLAS (slow; install OpenBLAS)"
+
+
+def default_dtype() -> mx.Dtype:
+    """float32 on CPU, where half precision is some 20 times slower; bfloat16 on a GPU."""
+    return mx.float32 if ON_CPU else mx.bfloat16
+
+
+__all__ = ["ON_CPU", "OPENBLAS", "default_dtype", "describe", "mx", "nn"]

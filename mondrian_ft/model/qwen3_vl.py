@@ -1,0 +1,270 @@
+"""A dense forward for Qwen3-VL, over mlx-vlm's own modules and weights.
+
+mlx-vlm's forward asks the host where the image tokens are (``np.where``, ``.tolist()``) in every
+step. Here the host has computed positions and image indices when the batch was made, so nothing
+synchronises: the forward can be differentiated, checkpointed and compiled as one function. The
+modules are the stock ones (so LoRA layers put in their place are used), only the way through them
+is ours. Equality with the stock forward is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .backend import mx
+
+Grid = tuple[int, int, int]
+"""Patches of a picture: (time, height, width); time is 1 for photographs."""
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """What the vision tower says of one picture.
+
+    Attributes:
+        features: shape (N, D), one row per image token.
+        deepstack: for each of the first decoder layers, (N, D) to add at the image tokens.
+    """
+
+    features: mx.array
+    deepstack: tuple[mx.array, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch for :meth:`Qwen3VL.hidden`. B rows, right-padded to L tokens; M image tokens.
+
+    Attributes:
+        tokens: (B, L) int32.
+        positions: (3, B, L) int32, MRoPE positions (time, height, width).
+        image_index: (B, L) int32; 0 where the token is text, else 1 + its row in ``features``.
+        features: (M, D), the image tokens of all rows, concatenated; None without pictures.
+        deepstack: like ``features``, one per deepstack layer.
+    """
+
+    tokens: mx.array
+    positions: mx.array
+    image_index: mx.array | None = None
+    features: mx.array | None = None
+    deepstack: tuple[mx.array, ...] = ()
+
+
+class Qwen3VL:
+    """The backbone: ``encode`` pictures once, ``hidden`` states from tokens, ``head`` to logits.
+
+    Args:
+        model: an ``mlx_vlm.models.qwen3_vl.Model``.
+    """
+
+    model_type = "qwen3_vl"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.text = model.language_model.model
+        self.tower = model.vision_tower
+        self.image_token = int(model.config.image_token_id)
+        self.merge = int(model.config.vision_config.spatial_merge_size)
+
+    # --- pictures ---------------------------------------------------------------------------
+
+    def encode(self, pixels: np.ndarray | mx.array, grid: Grid) -> list[VisionFeatures]:
+        """Features of pictures of one size.
+
+        Args:
+            pixels: (P, C) or (B, P, C) patches as the processor makes them, P = t·h·w.
+            grid: patches of each picture.
+
+        Returns:
+            One :class:`VisionFeatures` per picture, N = t·h·w / merge² tokens each.
+        """
+        patches = mx.array(pixels)
+        if patches.ndim == 2:
+            patches = patches[None]
+        features, deepstack = self.tower_forward(patches, grid)
+        return [
+            VisionFeatures(features[i], tuple(level[i] for level in deepstack))
+            for i in range(patches.shape[0])
+        ]
+
+    def tower_forward(self, patches: mx.array, grid: Grid) -> tuple[mx.array, list[mx.array]]:
+        """Vision tower over (B, P, C) patches of equal grids → (B, N, D) and a list of the same."""
+        tower = self.tower
+        # The patch embedding's kernel covers its whole patch, so it is a product. As a convolution
+        # its backward pass takes seconds on a CPU.
+        convolution = tower.patch_embed.proj
+        kernel = convolution.weight.transpose(0, 4, 1, 2, 3).reshape(convolution.weight.shape[0], -1)
+        h = patches.astype(kernel.dtype) @ kernel.T + convolution.bias
+        index, weight, angles = _vision_positions(grid, self.merge, tower.num_grid_per_side)
+        freqs = mx.array(angles) @ _vision_frequencies(tower)
+        cos, sin = mx.cos(freqs), mx.sin(freqs)
+        cos = mx.concatenate([cos, cos], axis=-1)[None, :, None, :]
+        sin = mx.concatenate([sin, sin], axis=-1)[None, :, None, :]
+        position = tower.pos_embed(mx.array(index))
+        position = (position * mx.array(weight)[..., None].astype(position.dtype)).sum(axis=0)
+        h = h + position[None]
+        deepstack = []
+        for number, block in enumerate(tower.blocks):
+            h = h + _vision_attention(block.attn, block.norm1(h), cos, sin)
+            h = h + block.mlp(block.norm2(h))
+            if number in tower.deepstack_visual_indexes:
+                merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(number)]
+                deepstack.append(_merge(merger, h))
+        return _merge(tower.merger, h), deepstack
+
+    # --- text -------------------------------------------------------------------------------
+
+    def hidden(
+        self,
+        inputs: Inputs,
+        *,
+        cache: Sequence[Any] | None = None,
+        mask: mx.array | str = "causal",
+        checkpoint: bool = False,
+    ) -> mx.array:
+        """Hidden states after the final norm, shape (B, L, D).
+
+        Right padding needs no mask: a causal token never looks to its right.
+
+        Args:
+            inputs: the batch.
+            cache: one key-value cache per layer for decoding, or None.
+            mask: as ``mx.fast.scaled_dot_product_attention`` takes it.
+            checkpoint: recompute each layer in the backward pass instead of keeping its inner
+                activations.
+        """
+        h = self.text.embed_tokens(inputs.tokens)
+        at_image = None
+        if inputs.features is not None:
+            if inputs.image_index is None:
+                raise ValueError("features without image_index")
+            at_image = (inputs.image_index > 0)[..., None]
+            h = mx.where(at_image, _take(inputs.features, inputs.image_index, h.dtype), h)
+        cos, sin = self.text.layers[0].self_attn.rotary_emb(h, inputs.positions)
+        for number, layer in enumerate(self.text.layers):
+            run = _checkpointed(layer) if checkpoint else layer
+            h = run(h, mask, cache[number] if cache is not None else None, None, (cos, sin))
+            if at_image is not None and number < len(inputs.deepstack):
+                added = _take(inputs.deepstack[number], inputs.image_index, h.dtype)
+                h = h + mx.where(at_image, added, mx.zeros_like(added))
+        return self.text.norm(h)
+
+    def head(self, h: mx.array) -> mx.array:
+        """Logits (..., V) of hidden states (..., D)."""
+        if self.model.language_model.args.tie_word_embeddings:
+            return self.text.embed_tokens.as_linear(h)
+        return self.model.language_model.lm_head(h)
+
+
+def positions_of(length: int, image_start: int | None, grid: Grid, merge: int = 2) -> np.ndarray:
+    """MRoPE positions of one row with at most one picture (Qwen3-VL; no interleaving).
+
+    Args:
+        length: tokens of the row, the image tokens among them.
+        image_start: index of the first image token, None without a picture.
+        grid: the picture's patches.
+        merge: patches per image token and side.
+
+    Returns:
+        (3, length) int32: time, height and width. Text counts up equally in all three; image
+        tokens keep one time and count their row and column; the text after goes on from the
+        largest position used.
+    """
+    if image_start is None:
+        return np.broadcast_to(np.arange(length, dtype=np.int32), (3, length)).copy()
+    t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+    count = t * h * w
+    positions = np.empty((3, length), np.int32)
+    positions[:, :image_start] = np.arange(image_start)
+    inside = np.stack(np.meshgrid(np.arange(t), np.arange(h), np.arange(w), indexing="ij"))
+    positions[:, image_start : image_start + count] = inside.reshape(3, -1) + image_start
+    after = length - image_start - count
+    start = image_start + max(t, h, w)
+    positions[:, image_start + count :] = np.arange(start, start + after)
+    return positions
+
+
+def _take(features: mx.array, index: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Rows of ``features`` at ``index - 1``; text tokens (0) get row 0, which the caller masks."""
+    return features.astype(dtype)[mx.maximum(index - 1, 0)]
+
+
+def _checkpointed(layer: Any) -> Any:
+    """The layer as a function whose inner activations are recomputed in the backward pass.
+
+    Per instance, not on the class: a patch of the class would outlive this model.
+    """
+
+    def forward(parameters: Any, *args: Any) -> mx.array:
+        layer.update(parameters)
+        return layer(*args)
+
+    recomputed = mx.checkpoint(forward)
+    return lambda *args: recomputed(layer.trainable_parameters(), *args)
+
+
+def _vision_attention(attn: Any, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Self-attention within each picture of the batch. x: (B, P, D)."""
+    rows, count, _ = x.shape
+    qkv = attn.qkv(x).reshape(rows, count, 3, attn.num_heads, -1)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    def turn(t: mx.array) -> mx.array:
+        half = t.shape[-1] // 2
+        rotated = mx.concatenate([-t[..., half:], t[..., :half]], axis=-1)
+        return (t * cos + rotated * sin).astype(t.dtype)
+
+    q, k, v = (t.transpose(0, 2, 1, 3) for t in (turn(q), turn(k), v))
+    size = q.shape[-1]
+    # MLX's fused attention knows head sizes 64, 80 and 128; padding with zeros changes nothing.
+    target = next((known for known in (64, 80, 128) if size <= known), size)
+    if target != size and attn.qkv.weight.dtype != mx.float32:
+        q, k, v = (mx.pad(t, [(0, 0)] * 3 + [(0, target - size)]) for t in (q, k, v))
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=attn.scale)[..., :size]
+    return attn.proj(out.transpose(0, 2, 1, 3).reshape(rows, count, -1))
+
+
+def _merge(merger: Any, h: mx.array) -> mx.array:
+    """Patch merger over (B, P, D): groups of merge² patches become one token."""
+    rows = h.shape[0]
+    merged = merger(h.reshape(-1, h.shape[-1]))
+    return merged.reshape(rows, -1, merged.shape[-1])
+
+
+@lru_cache(maxsize=256)
+def _vision_positions(grid: Grid, merge: int, side: int) -> tuple[np.ndarray, ...]:
+    """Learned-position corners and rotary angles of a grid, in the processor's patch order.
+
+    Returns:
+        index (4, P) int32 and weight (4, P) float32: the corners and weights of the bilinear
+        interpolation of the side × side table of learned positions; angles (P, 2) float32: row
+        and column of each patch.
+    """
+    t, h, w = grid
+    # float32 throughout, as the reference does: a float64 grid rounds to other corners.
+    rows = np.linspace(0, side - 1, h, dtype=np.float32)
+    columns = np.linspace(0, side - 1, w, dtype=np.float32)
+    r0, c0 = rows.astype(np.int32), columns.astype(np.int32)
+    r1, c1 = np.minimum(r0 + 1, side - 1), np.minimum(c0 + 1, side - 1)
+    dr, dc = rows - r0, columns - c0
+    index = np.stack([np.add.outer(r * side, c) for r in (r0, r1) for c in (c0, c1)])
+    weight = np.stack([np.outer(a, b) for a in (1 - dr, dr) for b in (1 - dc, dc)])
+    place = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij")).astype(np.float32)
+
+    def order(a: np.ndarray) -> np.ndarray:
+        blocks = a.reshape(-1, h // merge, merge, w // merge, merge).transpose(0, 1, 3, 2, 4)
+        return np.tile(blocks.reshape(a.shape[0], -1), (1, t))
+
+    return order(index).astype(np.int32), order(weight), order(place).T.copy()
+
+
+def _vision_frequencies(tower: Any) -> mx.array:
+    """(2, head_dim / 2): maps a patch's (row, column) to its rotary angles."""
+    dim = tower.rotary_pos_emb.dim
+    frequency = 1.0 / (tower.rotary_pos_emb.theta ** (mx.arange(0, dim, 2, dtype=mx.float32) / dim))
+    zero = mx.zeros_like(frequency)
+    return mx.stack([mx.concatenate([frequency, zero]), mx.concatenate([zero, frequency])])

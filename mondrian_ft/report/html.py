@@ -1,0 +1,220 @@
+"""``report.html``: one self-contained page that shows what fine-tuning changed.
+
+It needs no network, no script and no font of its own, and it follows the reader's light or dark
+setting, the width of the screen, and paper.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write_text
+from . import plots, view, wording
+
+STRIP_SIDE = 132
+
+
+def write(
+    report: Mapping[str, Any],
+    log_path: Path | str | None,
+    run_facts: Mapping[str, Any],
+    out: Path | str,
+    *,
+    photos: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write the page of one ``comparison_report.json`` to ``out`` and return its path.
+
+    ``log_path`` is the run's ``training_log.jsonl``; None or a missing file means that nothing was
+    trained, and the page says so. ``run_facts`` are the facts of ``run.json``; whatever of them is
+    missing is left out. ``photos`` maps the ``image_path`` of ``sample_results`` to upright JPEG
+    bytes; None makes them from those files.
+
+    Raises:
+        DataError: the log holds a line that is not a JSON object.
+        MondrianError: ``out`` cannot be written.
+    """
+    out = Path(out)
+    log = plots.read_log(Path(log_path)) if log_path else []
+    shown = thumbnails(report) if photos is None else photos
+    atomic_write_text(out, render(report, log, run_facts, shown))
+    return out
+
+
+def render(
+    report: Mapping[str, Any],
+    log: list[dict[str, Any]],
+    run_facts: Mapping[str, Any],
+    photos: Mapping[str, bytes],
+) -> str:
+    """The page as text. All that a model or a database wrote is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("mondrian_ft.report"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "points": wording.points,
+        "seconds": wording.seconds,
+        "duration": wording.duration,
+    }
+    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
+    curves = [
+        (css, plots.loss_curves(log, width=width, height=height))
+        for css, width, height in (("wide", 1040, 300), ("narrow", 343, 230))
+    ]
+    return environment.get_template("report.html.j2").render(
+        **view.page(report, {path: picture(data) for path, data in photos.items()}),
+        style=Markup(style),
+        curves=[(css, Markup(drawn)) for css, drawn in curves if drawn],
+        training=training(log),
+        settings=settings(report, run_facts),
+        warnings=list(run_facts.get("warnings") or []),
+        version=((run_facts.get("provenance") or {}).get("versions") or {}).get("mondrian_ft"),
+    )
+
+
+def picture(data: bytes) -> dict[str, Any]:
+    """A JPEG as the page holds it: data URIs of it and of a small copy, and its size in pixels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+        small = opened.convert("RGB")
+        small.thumbnail((STRIP_SIDE, STRIP_SIDE))
+    return {
+        "src": data_uri(data),
+        "small": data_uri(jpeg(small, quality=78)),
+        "width": width,
+        "height": height,
+    }
+
+
+def thumbnails(report: Mapping[str, Any], *, side: int | None = None) -> dict[str, bytes]:
+    """Upright JPEGs of the photographs by ``image_path``, their longer side at most ``side``.
+
+    By default 800 pixels, fewer where there are many, to keep the page light. A photograph that is
+    gone or cannot be opened is left out, and its card says so.
+    """
+    from PIL import Image, ImageOps
+
+    paths = dict.fromkeys(sample["image_path"] for sample in report["sample_results"])
+    side = side or (800 if len(paths) <= 30 else 560 if len(paths) <= 120 else 320)
+    found: dict[str, bytes] = {}
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                # Decoding at a fraction of the size spares seconds on 12-megapixel photographs.
+                opened.draft("RGB", (2 * side, 2 * side))
+                upright = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        upright.thumbnail((side, side))
+        found[path] = jpeg(upright, quality=82)
+    return found
+
+
+def jpeg(image: Any, *, quality: int) -> bytes:
+    """An RGB image as JPEG, without metadata: a photograph's place and time stay private."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """JPEG bytes as a ``data:`` address."""
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def training(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A few closing figures of the training, as (name, value)."""
+    steps = [line for line in log if line.get("kind") == "step"]
+    held = plots.series(log, "eval", "val_loss")
+    found: list[tuple[str, str]] = []
+    if steps:
+        found.append(("Updates", f"{steps[-1]['step']}"))
+    if held:
+        step, loss = min(held, key=lambda point: point[1])
+        found.append(("Lowest held-out loss", f"{loss:.3f} after {step:.0f} updates"))
+    for key, name, unit, pick in (
+        ("learning_rate", "Peak learning rate", "", max),
+        ("tokens_per_second", "Speed", " tokens/s", median),
+        ("peak_memory_gb", "Peak memory", " GB", max),
+    ):
+        values = [value for _, value in plots.series(log, "step", key)]
+        if values:
+            value = pick(values)
+            text = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            found.append((name, text + unit))
+    return found
+
+
+def median(values: list[float]) -> float:
+    """The middle value: the first updates compile, and are no measure of speed."""
+    return sorted(values)[len(values) // 2]
+
+
+def settings(
+    report: Mapping[str, Any], run_facts: Mapping[str, Any]
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The page's last section, (heading, [(name, value)]): all it takes to repeat the run."""
+    evidence = report["evidence"]
+    provenance = run_facts.get("provenance") or {}
+    git = provenance.get("git") or {}
+    commit = (
+        f"{git['commit']}{' + changes' if git.get('dirty') else ''}" if git.get("commit") else None
+    )
+    groups: list[tuple[str, dict[str, Any]]] = [
+        (
+            "This comparison",
+            {
+                "base model": report["base_model"],
+                "adapter": report["lora_path"],
+                "adapter hash": evidence.get("adapter_hash"),
+                "evaluated": report["validation_data"],
+                "date": report["evaluation_date"],
+            }
+            | evidence.get("settings", {}),
+        ),
+        (
+            "The run",
+            {
+                "experiment": run_facts.get("experiment"),
+                "started": run_facts.get("started"),
+                "took": wording.duration(run_facts["seconds"]) if "seconds" in run_facts else None,
+                "command": " ".join(provenance.get("argv") or []),
+                "config hash": run_facts.get("config_hash"),
+                "commit": commit,
+                "python": provenance.get("python"),
+                "platform": provenance.get("platform"),
+            }
+            | dict(provenance.get("versions") or {}),
+        ),
+    ]
+    for group, values in (run_facts.get("config") or {}).items():
+        if group in ("data", "model", "lora", "optimizer", "trainer", "eval"):
+            groups.append((group.capitalize(), values))
+    return [
+        (heading, [(name, plain(value)) for name, value in values.items() if told(value)])
+        for heading, values in groups
+    ]
+
+
+def told(value: Any) -> bool:
+    """Whether a setting says anything: null and empty ones are defaults that nobody chose."""
+    return value is not None and value != "" and value != []
+
+
+def plain(value: Any) -> str:
+    """A setting as text: a list by commas, a number without noise."""
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

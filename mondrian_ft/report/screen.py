@@ -1,0 +1,196 @@
+"""What a person reads in the terminal: what was linked, what came of it, what to type next.
+
+Plain ASCII and words rather than signs, so that a dumb terminal, a log file and a screen reader get
+the same as a colour terminal; nothing is told by colour alone. Paths and commands are printed on
+one line however long they are, so that they can be copied.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import wording
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+REASONS = {
+    "no_job_id": "no job id",
+    "other_advisor": "by another advisor",
+    "advisor_unclear": "advisor not one known id",
+    "not_finished": "job not finished",
+    "duplicate_id": "linked from another row",
+    "over_limit": "beyond data.limit",
+    "no_filename": "names no photograph",
+    "unsafe_filename": "photograph outside source_dir",
+    "photograph_missing": "photograph missing",
+    "photograph_unreadable": "photograph cannot be opened",
+    "photograph_too_small": "photograph too small",
+    "no_analysis": "no analysis",
+    "analysis_missing": "analysis file missing",
+    "analysis_unreadable": "analysis cannot be read",
+    "no_json": "analysis without JSON",
+    "broken_json": "analysis with broken JSON",
+    "two_json_blocks": "two different JSON blocks",
+    "wrong_shape": "JSON key missing or wrong",
+    "empty_text": "a text is blank",
+    "score_not_a_number": "a score is no number",
+    "score_out_of_range": "a score is outside 0 to 10",
+}
+"""What each reason of the link report means; one that is not here is shown as it is."""
+
+_PLAIN = str.maketrans({"’": "'", "–": "-", "−": "-", "\u00a0": " ", "\u202f": " ", "…": "..."})
+
+
+def plain(text: str) -> str:
+    """Typographic signs of ours as ASCII; other people's words keep their letters."""
+    return text.translate(_PLAIN)
+
+
+def link_table(report: Mapping[str, Any], *, width: int = 80, encoding: str = "utf-8") -> Table:
+    """The reasons of a ``link_report.json`` with their counts, most frequent first.
+
+    The last column shows the first such row, its job id and what was wrong with it, cut to what is
+    left of ``width`` characters; where that is little it is left out.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in report["left_out"]:
+        first.setdefault(row["reason"], row)
+    counts = Counter(row["reason"] for row in report["left_out"]).most_common()
+    words = {reason: REASONS.get(reason, reason.replace("_", " ")) for reason in first}
+    room = width - max(map(len, words.values()), default=0) - 12
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("left out because", no_wrap=room >= 16)
+    if room >= 16:
+        table.add_column("for example", style="dim", no_wrap=True)
+    for reason, number in counts:
+        row = first[reason]
+        example = f"{_short(str(row.get('job_id') or 'no id'))}: {row.get('detail', '')}"
+        example = textwrap.shorten(example, room, placeholder=" ...") if room >= 16 else ""
+        cells = [str(number), words[reason], *([example] if room >= 16 else [])]
+        # A name that the terminal cannot show must not end the run that prints it.
+        table.add_row(*(Text(c.encode(encoding, "replace").decode(encoding)) for c in cells))
+    return table
+
+
+def show_link(console: Console, report: Mapping[str, Any], manifest: Path | None = None) -> None:
+    """Print how many rows were linked, the table of those left out, and the manifest's path."""
+    linked, rows = report["linked"], report["rows"]
+    mended = report.get("mended") or 0
+    told = f", {mended} of them mended" if mended else ""
+    console.print(plain(f"[bold]Linked {linked} of {wording.count(rows, 'row')}[/bold]{told}."))
+    if report["left_out"]:
+        console.print(link_table(report, width=console.width, encoding=console.encoding))
+    if manifest is not None:
+        console.print(f"Manifest: {near(manifest)}", soft_wrap=True, markup=False)
+
+
+def metrics_table(report: Mapping[str, Any]) -> Table:
+    """Measures of every arm of a ``comparison_report.json``, and which targets were met."""
+    from rich.table import Table
+
+    arms = report["evidence"]["arms"]
+    marks = {mark["name"]: mark for mark in report["evidence"].get("criteria", [])}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for name in arms:
+        table.add_column(_heading(name), justify="right", style="bold" if name == "tuned" else "")
+    if marks:
+        table.add_column("target")
+
+    def row(title: str, cells: list[str], *names: str) -> None:
+        told = [_target(marks[name]) for name in names if name in marks]
+        table.add_row(title, *map(plain, cells), *(["\n".join(told)] if marks else []))
+
+    def column(key: str, how: Any) -> list[str]:
+        return [how(arm.get(key)) for arm in arms.values()]
+
+    row("exact format", column("format_strict", wording.percent), "base_format", "tuned_format")
+    if any(arm.get("n_readable", arm["n"]) < arm["n"] for arm in arms.values()):
+        row("readable", column("readable", wording.percent))
+    row("score error", column("score_mae", wording.points), "error_below_base", "error_below_mean")
+    if any("score_mae_shuffled" in arm for arm in arms.values()):
+        cells = [
+            wording.points(arm["score_mae_shuffled"]) if "score_mae_shuffled" in arm else ""
+            for arm in arms.values()
+        ]
+        row("  another photograph", cells, "shuffled_error")
+    row("overall score error", column("overall_mae", wording.points))
+    row("seconds each", column("seconds_mean", wording.seconds), "time")
+    return table
+
+
+def show_closing(
+    console: Console,
+    report: Mapping[str, Any],
+    *,
+    adapter: Path | None = None,
+    page: Path | None = None,
+    commands: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Print the verdict, the metrics, where the adapter and the page are, and what to type next.
+
+    ``commands`` are (what it does, command) pairs, each printed on a line of its own.
+    """
+    verdict, sentence = wording.headline(report)
+    console.print()
+    console.print(plain(verdict), style="bold", markup=False)
+    console.print(plain(sentence), markup=False)
+    console.print()
+    console.print(metrics_table(report))
+    n = report["evidence"]["n_photographs"]
+    console.print(
+        f"On {plain(wording.count(n, 'photograph'))}. Score error: mean distance from the "
+        "reference's scores, in points of 10.",
+        style="dim",
+        markup=False,
+    )
+    console.print()
+    for name, path in (("adapter", adapter), ("report", page)):
+        if path is not None:
+            console.print(f"{name:<8} {near(path)}", soft_wrap=True, markup=False)
+    if commands:
+        console.print("\nNext", style="bold")
+    for what, command in commands:
+        console.print(f"  # {what}\n  {command}", soft_wrap=True, markup=False)
+
+
+def near(path: Path | str) -> str:
+    """A path as one would type it here: relative if below this folder, quoted if need be."""
+    here = Path.cwd()
+    path = here / path
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _heading(arm: str) -> str:
+    return {"mean_score": "constant"}.get(arm, arm.replace("_", " "))
+
+
+def _target(mark: Mapping[str, Any]) -> str:
+    """``met, below 2.25``: a target in a few words, beside the row whose number it is about."""
+    name, target = mark["name"], mark["target"]
+    words = {
+        "base_format": f"base {wording.percent(target)} or more",
+        "tuned_format": f"tuned {wording.percent(target)} or more",
+        "error_below_base": "below base",
+        "error_below_mean": "below constant",
+        "shuffled_error": f"{wording.points(target)} or more",
+        "time": f"{wording.seconds(target)} or less",
+    }[name]
+    style = "green" if mark["met"] else "yellow"
+    told = f"{'met' if mark['met'] else 'missed'}:".ljust(8)
+    return f"[{style}]{told}[/{style}]{plain(words)}"
+
+
+def _short(job: str, length: int = 8) -> str:
+    return job if len(job) <= length + 4 else f"{job[:length]}..."

@@ -1,0 +1,223 @@
+"""Numbers and names as people read them, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluation.stats import SMALLEST_SAMPLE
+
+NONE = "–"
+GLUE = "\u00a0"
+"""A space that never breaks a line."""
+LABELS = {"base": "Base", "tuned": "Tuned", "mean_score": "Constant guess"}
+BLOCKS = {"base_model": "base", "fine_tuned_model": "tuned"}
+"""The workbook's names in ``sample_results``; any other arm stands under its own name."""
+
+CRITERIA = {
+    "base_format": "Base answers in the exact format",
+    "tuned_format": "Tuned answers in the exact format",
+    "error_below_base": "Score error below the base’s",
+    "error_below_mean": "Score error below a constant guess’s",
+    "shuffled_error": "Score error with another photograph",
+    "time": "Seconds per photograph",
+}
+
+
+def label(arm: str) -> str:
+    """An arm's name with a capital: ``tuned_v3`` is ``Tuned v3``."""
+    return LABELS.get(arm) or arm.replace("_", " ").capitalize()
+
+
+def possessive(name: str) -> str:
+    """``Ansel`` is ``Ansel’s``, ``the advisors`` is ``the advisors’``."""
+    return f"{name}’" if name.endswith("s") else f"{name}’s"
+
+
+def points(value: float | None, *, signed: bool = False) -> str:
+    """A score or a score error with two decimals, with a true minus sign."""
+    if value is None:
+        return NONE
+    value = round(value, 2) + 0.0  # Adding zero makes -0.0 plain 0.
+    return f"{value:{'+' if signed and value else ''}.2f}".replace("-", "−")
+
+
+def score(value: float | None) -> str:
+    """A score with a decimal where it has one: ``8``, ``7.4``."""
+    return NONE if value is None else f"{round(value, 1):g}"
+
+
+def gap(value: float | None, reference: float | None) -> str:
+    """How far a score is from the reference's: ``+2``, ``−0.5``, ``0``, or nothing to say."""
+    if value is None or reference is None:
+        return ""
+    off = round(value - reference, 1)
+    return f"{off:+g}".replace("-", "−") if off else "0"
+
+
+def percent(value: float | None) -> str:
+    """A share of 0-1 as a whole percentage, never rounded up to 100 nor down to 0."""
+    if value is None:
+        return NONE
+    whole = round(100 * value)
+    if whole == 100 and value < 1:
+        whole = 99
+    if whole == 0 and value > 0:
+        whole = 1
+    return f"{whole}{GLUE}%"
+
+
+def interval(values: Sequence[float] | None, *, share: bool = False) -> str:
+    """``0.52 to 0.90``, ``82 to 100 %``; nothing for an interval that is not known."""
+    if not values:
+        return ""
+    low, high = values
+    if share:
+        return f"{100 * low:.0f} to {100 * high:.0f}{GLUE}%"
+    return f"{points(low)} to {points(high)}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with the digits that matter: ``0.084``, ``2.1``, ``41``."""
+    if value is None:
+        return NONE
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def duration(value: float | None) -> str:
+    """A run's length: ``38 s``, ``2 min 21 s``, ``6 h 05 min``."""
+    if value is None:
+        return NONE
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """``1 photograph``, ``18 photographs``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}".replace(",", "\u202f")
+
+
+def advisor_name(report: Mapping[str, Any]) -> str:
+    """Whose judgement the references are: ``Ansel``, or ``the advisors`` where they are several."""
+    names = {sample.get("advisor") for sample in report["sample_results"]} - {None, ""}
+    return str(names.pop()).capitalize() if len(names) == 1 else "the advisors"
+
+
+def headline(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The verdict in a few words, and the sentence with its numbers and n.
+
+    Says only what both arms' readable answers show; ``lede`` has the interval and the format.
+    """
+    evidence = report["evidence"]
+    arms, advisor = evidence["arms"], advisor_name(report)
+    base, tuned = arms.get("base"), arms.get("tuned")
+    n = count(evidence["n_photographs"], "photograph")
+    if not (base and tuned):
+        name, arm = next((name, arm) for name, arm in arms.items() if name != "mean_score")
+        return f"{label(name)}, measured alone.", (
+            f"On {n} its scores miss {possessive(advisor)} by {points(arm['score_mae'])} points "
+            "on average."
+            if arm["score_mae"] is not None
+            else f"None of its scores on {n} could be compared with {possessive(advisor)}."
+        )
+    short = {
+        "better": "Fine-tuning helped.",
+        "no_worse": "Fine-tuning did no harm, and no proven good.",
+        "worse": "Fine-tuning made it worse.",
+        "inconclusive": "Not enough to tell.",
+    }[evidence["verdict"]]
+    if tuned["score_mae"] is not None and base["score_mae"] is not None:
+        said = (
+            f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "
+            f"{points(tuned['score_mae'])} points on average; the base model’s by "
+            f"{points(base['score_mae'])}."
+        )
+    elif not evidence["n_references_with_scores"]:
+        said = f"The references of these {n} hold no scores to compare with."
+    else:
+        which = [
+            word for word, arm in (("tuned", tuned), ("base", base)) if arm["score_mae"] is None
+        ]
+        said = f"On {n}, the {' and the '.join(which)} model gave no scores that could be read."
+    return short, said
+
+
+def unsettled(change: Mapping[str, Any]) -> str:
+    """Why a comparison is inconclusive, from ``evidence.change``."""
+    score_change, form = change["score"], change["format"]
+    if score_change["n"] < SMALLEST_SAMPLE:
+        both = count(score_change["n"], "photograph")
+        return (
+            f"Both models gave scores for {both}; fewer than {SMALLEST_SAMPLE} cannot settle it, "
+            "however large the difference."
+        )
+    if score_change["state"] == "inconclusive":
+        return "The scores vary too much from photograph to photograph to settle it."
+    lost = f"{abs(100 * (form['mean'] or 0)):.0f}"
+    return (
+        f"The scores alone would settle it, but the exact format is kept {lost} points less often."
+    )
+
+
+def lede(report: Mapping[str, Any]) -> list[str]:
+    """The sentences under the headline: how sure, the format, and the constant guess."""
+    evidence = report["evidence"]
+    arms, said = evidence["arms"], []
+    change = evidence.get("change")
+    if change and evidence["verdict"] == "inconclusive":
+        said.append(unsettled(change))
+    if change and change["score"]["mean"] is not None and change["score"]["interval"]:
+        score_change = change["score"]
+        p = score_change["p_value"]
+        chance = f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}"
+        better = "lower" if score_change["mean"] >= 0 else "higher"
+        low, high = sorted(abs(v) for v in score_change["interval"])
+        if score_change["interval"][0] * score_change["interval"][1] < 0:
+            span = "an interval that includes no change at all: " + interval(
+                score_change["interval"]
+            )
+        else:
+            span = f"95{GLUE}% interval {points(low)} to {points(high)}"
+        said.append(
+            f"Photograph by photograph the error is {points(abs(score_change['mean']))} points "
+            f"{better} ({span}; {chance})."
+        )
+    mean = arms.get("mean_score")
+    if mean and mean["score_mae"] is not None:
+        said.append(
+            "Giving every photograph the training answers’ mean scores would miss by "
+            f"{points(mean['score_mae'])}."
+        )
+    spoken = [(label(name).lower(), arm) for name, arm in arms.items() if "n_readable" in arm]
+    if any(0 < arm["n_scored"] < arm["n"] for _, arm in spoken):
+        rest = [f"{arm['n_scored']} of {arm['n']} {name} answers" for name, arm in spoken[::-1]]
+        said.append(f"Scores could be compared in {listing(rest)}.")
+    formats = [
+        f"{round(arm['format_strict'] * arm['n'])} of {arm['n']} {label(name).lower()} answers"
+        for name, arm in arms.items()
+        if arm["format_strict"] is not None
+    ]
+    said.append(f"The exact format is kept by {listing(formats[::-1])}.")
+    return said
+
+
+def listing(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def criterion(mark: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A closing mark in words: what is asked, what was found, what it should be."""
+    name, value, target = str(mark["name"]), mark["value"], mark["target"]
+    asked = CRITERIA.get(name, name)
+    if name.endswith("format"):
+        return asked, percent(value), f"{percent(target)} or more"
+    if name == "time":
+        return asked, seconds(value), f"at most {seconds(target)}, the base’s and 10{GLUE}%"
+    if name == "shuffled_error":
+        return asked, points(value), f"{points(target)} or more, a quarter above its own"
+    return asked, points(value), f"below {points(target)}"

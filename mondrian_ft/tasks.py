@@ -1,0 +1,175 @@
+"""One small dataclass per verb: what ``task=NAME`` runs, and the keys it takes.
+
+A task's fields are its keys (``task.output_dir=…``), typed and checked like every other group.
+Its body lives in ``pipeline``, which is imported when the task runs and not before: composing a
+config or printing help must not pay for MLX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .run import Run
+
+
+class ExportFormat(StrEnum):
+    """Layouts an adapter can be written in."""
+
+    peft = "peft"
+    mlx = "mlx"
+
+
+class TableFormat(StrEnum):
+    """How a list is printed: for a person, or as JSON and nothing else."""
+
+    table = "table"
+    json = "json"
+
+
+def _path(*, or_name: bool = False) -> Any:
+    """An optional path; ``or_name`` lets a bare word that is no file here stand for a name."""
+    return field(default=None, metadata={"path": "or_name" if or_name else "always"})
+
+
+@dataclass
+class Task:
+    """What a config runs; each child is one verb."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        """Runs the task; the number returned, if any, is what a sweep minimises."""
+        raise ConfigError("the config chooses no task; choose one with task=NAME.")
+
+
+@dataclass
+class Experiment(Task):
+    """The whole main job: link, prepare, train, evaluate, register, report."""
+
+    output_dir: str | None = _path()
+    """Folder of the adapter; null puts it into the run folder as ``adapter/``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.experiment(self, config, run)
+
+
+@dataclass
+class Link(Task):
+    """Job database, photographs and analyses -> manifest and link report."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.link(self, config, run)
+
+
+@dataclass
+class Prepare(Task):
+    """Manifest -> training, validation and test rows, and the split lock."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.prepare(self, config, run)
+
+
+@dataclass
+class Train(Task):
+    """Prepared rows -> adapter directory."""
+
+    output_dir: str | None = _path()
+    """Folder of the adapter; null puts it into the run folder as ``adapter/``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.train(self, config, run)
+
+
+@dataclass
+class Evaluate(Task):
+    """Base against tuned on held-out photographs -> comparison_report.json and report.html."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory to judge; null judges the base alone."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.evaluate(self, config, run)
+
+
+@dataclass
+class Export(Task):
+    """Adapter directory -> another layout."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory to export."""
+    format: ExportFormat = ExportFormat.mlx
+    """``peft`` (loadable by PeftModel) or ``mlx`` (loadable by mlx-vlm)."""
+    output_dir: str | None = _path()
+    """Where to write; null puts it into the run folder as ``export/``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.export(self, config, run)
+
+
+@dataclass
+class Versions(Task):
+    """Lists the registry's versions, oldest first."""
+
+    format: TableFormat = TableFormat.table
+    """``table`` for a person, ``json`` for a program."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.versions(self, config, run)
+
+
+@dataclass
+class Register(Task):
+    """Adapter directory -> the registry's next version."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory to register."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.register(self, config, run)
+
+
+@dataclass
+class SampleModel(Task):
+    """Trains the sample's base model again, on rendered photographs."""
+
+    output_dir: str | None = _path()
+    """Where the model's folder is written; null puts it into the run folder as ``model/``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.sample_model(self, config, run)
+
+
+TASKS: dict[str, type[Task]] = {
+    "experiment": Experiment,
+    "link": Link,
+    "prepare": Prepare,
+    "train": Train,
+    "evaluate": Evaluate,
+    "export": Export,
+    "versions": Versions,
+    "register": Register,
+    "sample_model": SampleModel,
+}
+"""Every task by the name it is chosen with, in the order a person meets them."""

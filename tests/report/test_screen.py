@@ -1,0 +1,99 @@
+"""The terminal: complete and readable at 80 columns, without colour, and in ASCII."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mondrian_ft.data.reasons import Reason
+from mondrian_ft.report import screen
+
+LINKED = {
+    "rows": 9,
+    "linked": 4,
+    "mended": 1,
+    "left_out": [
+        {"job_id": "a7569241-2edd-44be", "reason": "no_json", "detail": "It says [bold]hm[/bold]."},
+        {"job_id": "b", "reason": "other_advisor", "detail": "Ünïcode name " + "x" * 200},
+        {"job_id": "c", "reason": "other_advisor", "detail": ""},
+        {"job_id": None, "reason": "photograph_missing", "detail": "photo.jpg is not there."},
+        {"job_id": "e", "reason": "a_later_reason", "detail": "new"},
+    ],
+}
+
+
+def printed(show, *arguments, width: int = 80, encoding: str = "utf-8", **named) -> str:
+    """What a dumb terminal of that width and encoding gets."""
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    show(Console(file=file, width=width, no_color=True, highlight=False), *arguments, **named)
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def test_every_reason_has_words() -> None:
+    """The closed list of reasons and their words are the same list."""
+    assert set(screen.REASONS) == {reason.value for reason in Reason}
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_link_table(width: int) -> None:
+    """Counts, reasons and an example; narrow screens lose the example, never a reason."""
+    text = printed(screen.show_link, LINKED, Path("/x/" + "y" * 90), width=width)
+    assert "Linked 4 of 9 rows, 1 of them mended." in text
+    assert "  2  by another advisor" in text
+    assert "a later reason" in text
+    assert "/x/" + "y" * 90 in text
+    assert all(len(line) <= width for line in text.splitlines() if "/x/" not in line)
+    assert ("[bold]hm[/bold]" in text) == (width >= 80)
+
+
+def test_nothing_left_out() -> None:
+    """A clean database prints one line and no empty table."""
+    assert printed(screen.show_link, {"rows": 1, "linked": 1, "left_out": []}) == (
+        "Linked 1 of 1 row.\n"
+    )
+
+
+def test_closing_screen(finish) -> None:
+    """The verdict, every arm's numbers, the targets, and paths and commands that can be copied."""
+    report = finish(tuned_shuffled=["unreadable"] * 8).report
+    adapter = Path("/photographs of mine/outputs/" + "z" * 80) / "adapter"
+    command = "python -m mondrian_ft task=evaluate " + "k" * 90
+    text = printed(
+        screen.show_closing,
+        report,
+        adapter=adapter,
+        page=Path("r.html"),
+        commands=[("again", command)],
+    )
+    assert text.splitlines()[1] == "Fine-tuning helped."
+    for told in ("base", "tuned", "constant", "exact format", "score error", "met:", command):
+        assert told in text
+    assert f"'{adapter}'" in text
+    assert "report   r.html" in text
+
+
+def test_ascii_terminals(finish) -> None:
+    """A terminal that knows only ASCII gets everything, and no encoding error."""
+    report = finish(tuned=["oops"] * 8).report
+    assert "missed:" in printed(screen.show_closing, report, encoding="ascii")
+    assert "?n?code" in printed(screen.show_link, LINKED, encoding="ascii")
+
+
+def test_base_alone(finish) -> None:
+    """One arm alone has a table without targets that it cannot have."""
+    report = finish().report
+    del report["evidence"]["arms"]["tuned"]
+    report["evidence"]["criteria"] = []
+    assert "target" not in printed(screen.show_closing, report)
+
+
+def test_near_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are printed as one would type them from here."""
+    monkeypatch.chdir(tmp_path)
+    assert screen.near(tmp_path / "a b" / "c") == "'a b/c'"
+    assert screen.near("/elsewhere/c") == "/elsewhere/c"

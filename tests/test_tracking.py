@@ -1,0 +1,260 @@
+"""The numbers always reach the JSONL file, and W&B can neither ask for nor stop anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mondrian_ft.config import Config, TrackingMode
+from mondrian_ft.errors import MondrianError
+from mondrian_ft.run import Run
+from mondrian_ft.tasks import Link
+from mondrian_ft.tracking import JsonlTracker, Trackers, WandbTracker, logged_in, wandb_mode
+
+KEY = "0" * 40
+
+
+@pytest.fixture(autouse=True)
+def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any) -> None:
+    """Whoever runs the tests may be logged in to W&B; the tests are not."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("NETRC", raising=False)
+
+
+class FakeWandb(types.ModuleType):
+    """Stands in for W&B and remembers; ``broken`` names what fails."""
+
+    def __init__(self, *broken: str) -> None:
+        super().__init__("wandb")
+        self.broken = broken
+        self.inits: list[dict[str, Any]] = []
+        self.logged: list[tuple[dict[str, Any], int]] = []
+        self.summary: dict[str, Any] = {}
+        self.finished = 0
+
+    def _maybe(self, what: str) -> None:
+        if what in self.broken:
+            raise ConnectionError(f"{what} is down.\nsecond line")
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:
+        return settings
+
+    def init(self, **arguments: Any) -> FakeWandb:
+        self.inits.append(arguments)
+        self._maybe(arguments["mode"])
+        return self
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self._maybe("log")
+        self.logged.append((metrics, step))
+
+    def finish(self) -> None:
+        self.finished += 1
+        self._maybe("finish")
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, *broken: str) -> FakeWandb:
+    module = FakeWandb(*broken)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_jsonl_has_one_flushed_line_per_call(tmp_path: Path) -> None:
+    """The log can be followed while it is written, and a second opening goes on with it."""
+    path = tmp_path / "deep" / "training_log.jsonl"
+    tracker = JsonlTracker(path)
+    assert not path.exists()
+    tracker.log({"loss": 1.5, "tokens": 3}, step=1)
+    assert lines(path) == [{"kind": "step", "step": 1, "loss": 1.5, "tokens": 3}]
+    tracker.log({"val_loss": 2.0}, step=1, kind="eval")
+    tracker.close()
+    tracker.close()
+    again = JsonlTracker(path)
+    again.log({"loss": float("inf")}, step=2)
+    again.close()
+    assert lines(path)[1:] == [
+        {"kind": "eval", "step": 1, "val_loss": 2.0},
+        {"kind": "step", "step": 2, "loss": None},
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_jsonl_on_a_full_disk_is_a_sentence() -> None:
+    """The log is always on, so a disk that cannot take it is told, with the path."""
+    tracker = JsonlTracker("/dev/full")
+    with pytest.raises(MondrianError, match="cannot write /dev/full: No space left"):
+        tracker.log({"loss": 1.0}, step=1)
+    tracker.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "environ", "expected"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY}, "online"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_DISABLED": "true"}, "disabled"),
+        ("offline", {"WANDB_API_KEY": KEY}, "offline"),
+        ("disabled", {"WANDB_API_KEY": KEY}, "disabled"),
+        ("online", {"WANDB_API_KEY": KEY}, "online"),
+    ],
+)
+def test_mode(mode: str, environ: dict[str, str], expected: str) -> None:
+    """Online when logged in, offline otherwise; W&B's own variables count with ``auto``."""
+    home = {"HOME": os.environ["HOME"]}
+    assert wandb_mode(mode, home | environ) == (expected, None)
+
+
+def test_online_without_a_key_is_offline_with_a_warning() -> None:
+    """W&B would stop and ask for a key; we say what is missing and go on."""
+    mode, warning = wandb_mode("online", {"HOME": os.environ["HOME"]})
+    assert mode == "offline"
+    assert warning is not None
+    assert "wandb login" in warning
+
+
+def test_logged_in_looks_where_wandb_looks(tmp_path: Path) -> None:
+    """The netrc entry of the server in use counts, and no other."""
+    home = {"HOME": str(tmp_path)}
+    assert not logged_in(home)
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert logged_in(home)
+    assert not logged_in(home | {"WANDB_BASE_URL": "https://wandb.example.org"})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(f"machine wandb.example.org login user password {KEY}\n")
+    assert logged_in(
+        home | {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(elsewhere)}
+    )
+    (tmp_path / ".netrc").write_text("machine \n nonsense {{{")
+    assert not logged_in(home)
+
+
+def test_wandb_waits_for_the_first_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks without numbers, such as link, never pay for W&B."""
+    module = fake(monkeypatch)
+    tracker = WandbTracker("offline", tmp_path, {"project": "p"}, pytest.fail)
+    tracker.close()
+    assert module.inits == []
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.log({"val_loss": 2.0}, step=1, kind="eval")
+    tracker.close()
+    tracker.close()
+    assert [call["mode"] for call in module.inits] == ["offline"]
+    assert module.inits[0]["dir"] == str(tmp_path)
+    assert module.logged == [({"train/loss": 1.0}, 1), ({"eval/val_loss": 2.0}, 1)]
+    assert module.finished == 1
+
+
+def test_an_unreachable_server_means_offline_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is lost when the network is down: the run is kept for a later sync."""
+    module = fake(monkeypatch, "online")
+    warnings: list[str] = []
+    tracker = WandbTracker("online", tmp_path, {}, warnings.append)
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.log({"loss": 0.5}, step=2)
+    tracker.close()
+    assert [call["mode"] for call in module.inits] == ["online", "offline"]
+    assert len(module.logged) == 2
+    assert len(warnings) == 1
+    assert "wandb sync" in warnings[0]
+    assert "second line" not in warnings[0]
+
+
+@pytest.mark.parametrize("broken", ["offline", "log", "finish"])
+def test_any_failure_of_wandb_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Whatever W&B does, the run goes on and the JSONL file is complete."""
+    fake(monkeypatch, broken)
+    warnings: list[str] = []
+    log = JsonlTracker(tmp_path / "log.jsonl")
+    tracker = Trackers(log, WandbTracker("offline", tmp_path, {}, warnings.append))
+    for step in range(3):
+        tracker.log({"loss": 1.0}, step=step)
+    tracker.summary({"mae": 1.0})
+    tracker.close()
+    assert len(lines(tmp_path / "log.jsonl")) == 3
+    assert len(warnings) == 1
+    assert f"{broken} is down" in warnings[0]
+
+
+def test_the_run_names_groups_and_configures_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep's jobs are grouped by its folder, and each is finished even when its task fails."""
+    module = fake(monkeypatch)
+    config = Config(task=Link())
+    config.tracking.mode = TrackingMode.offline
+    config.tracking.tags = ["a"]
+
+    def job(number: int) -> None:
+        with Run.open(config, tmp_path / "sweep" / str(number), group="sweep") as run:
+            run.tracker.log({"loss": 1.0}, step=1)
+            if number == 1:
+                raise MondrianError("no")
+
+    job(0)
+    with pytest.raises(MondrianError):
+        job(1)
+    assert module.finished == 2
+    assert [call["group"] for call in module.inits] == ["sweep", "sweep"]
+    assert [call["name"] for call in module.inits] == ["sample/0", "sample/1"]
+    assert module.inits[0]["project"] == "mondrian_ft"
+    assert module.inits[0]["tags"] == ["a"]
+    assert module.inits[0]["config"]["lora"]["rank"] == 16
+
+
+def test_disabled_never_imports_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tracking=none there is the JSONL file and nothing else."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = Config(task=Link())
+    config.tracking.mode = TrackingMode.disabled
+    with Run.open(config, tmp_path) as run:
+        run.tracker.log({"loss": 1.0}, step=1)
+    assert json.loads((tmp_path / "run.json").read_text())["warnings"] == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "training_log.jsonl"]
+
+
+def test_the_real_wandb_offline(tmp_path: Path) -> None:
+    """With nobody logged in W&B itself asks for nothing and writes into the run folder."""
+    script = """
+from pathlib import Path
+from mondrian_ft.config import Config
+from mondrian_ft.run import Run
+from mondrian_ft.tasks import Link
+
+with Run.open(Config(task=Link()), Path("here")) as run:
+    run.tracker.log({"loss": 1.0}, step=1)
+    run.tracker.log({"val_loss": 2.0}, step=1, kind="eval")
+    run.tracker.summary({"mae": 0.5})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(lines(tmp_path / "here" / "training_log.jsonl")) == 2
+    assert list((tmp_path / "here" / "wandb").glob("offline-run-*/*.wandb"))
+    assert json.loads((tmp_path / "here" / "run.json").read_text())["warnings"] == []
