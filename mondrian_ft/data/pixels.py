@@ -29,6 +29,9 @@ MIN_SIDE = 32
 MAX_ASPECT = 200.0
 """Qwen's processor refuses longer strips."""
 
+Grid = tuple[int, int, int]
+"""Patches of a picture: (time, height, width); time is 1 for photographs."""
+
 
 class ImageProcessor(Protocol):
     """What makes patches of an RGB image; mlx-vlm's ``Qwen3VLImageProcessor`` is one."""
@@ -59,7 +62,7 @@ class Pixels:
     """
 
     patches: np.ndarray
-    grid: tuple[int, int, int]
+    grid: Grid
     merge: int
 
     @property

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.pixels import Grid
 from .backend import mx
 
-Grid = tuple[int, int, int]
-"""Patches of a picture: (time, height, width); time is 1 for photographs."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,55 @@ class Qwen3VL:
         if self.model.language_model.args.tie_word_embeddings:
             return self.text.embed_tokens.as_linear(h)
         return self.model.language_model.lm_head(h)
+
+
+def assemble(
+    tokens: np.ndarray,
+    lengths: Sequence[int],
+    features: Sequence[VisionFeatures],
+    grids: Sequence[Grid],
+    *,
+    image_token: int,
+    merge: int,
+) -> tuple[Inputs, np.ndarray]:
+    """One picture a row, put together for the forward.
+
+    Args:
+        tokens: (B, L) int32, right-padded.
+        lengths: real tokens of each row.
+        features, grids: each row's picture.
+        image_token: id of the tokens that stand for the picture.
+        merge: patches per image token and side.
+
+    Returns:
+        The inputs, and (B,) int32, the rotary position after each row's last token.
+    """
+    rows, width = tokens.shape
+    index = np.zeros((rows, width), np.int32)
+    positions = np.zeros((3, rows, width), np.int32)
+    following = np.zeros(rows, np.int32)
+    offset = 0
+    for row, (length, picture, grid) in enumerate(zip(lengths, features, grids, strict=True)):
+        start = int(np.argmax(tokens[row] == image_token))
+        count = picture.features.shape[0]
+        index[row, start : start + count] = np.arange(offset + 1, offset + count + 1)
+        offset += count
+        places = positions_of(length, start, grid, merge)
+        positions[:, row, :length] = places
+        following[row] = places.max() + 1
+    levels = len(features[0].deepstack)
+    joined = [
+        mx.concatenate([picture.deepstack[level] for picture in features])
+        for level in range(levels)
+    ]
+    inputs = Inputs(
+        mx.array(tokens),
+        mx.array(positions),
+        mx.array(index),
+        mx.concatenate([picture.features for picture in features]),
+        tuple(joined),
+    )
+    return inputs, following
 
 
 def positions_of(length: int, image_start: int | None, grid: Grid, merge: int = 2) -> np.ndarray:

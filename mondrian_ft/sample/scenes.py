@@ -101,29 +101,70 @@ def render(scene: Scene) -> Image:
     picture = _subject(scene, picture, width, height, horizon, rng, within)
 
     angle = within(_TILT_DEGREES[scene.tilt]) * (1 if rng.random() < 0.5 else -1)
-    picture = picture.rotate(angle, Image.Resampling.BILINEAR)
-    left, top = (w - width) // 2, (h - height) // 2
-    picture = picture.crop((left, top, left + width, top + height))
+    picture = _frame(picture, width, height, angle)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
     blur = within(_BLUR[scene.focus])
     if blur:
         picture = picture.filter(ImageFilter.GaussianBlur(blur))
-    pixels = _develop(np.asarray(picture, np.float32) / 255.0, scene, within)
+    pixels = np.empty((3, height, width), np.float32)
+    for channel, band in enumerate(picture.split()):
+        np.divide(np.asarray(band), np.float32(255), out=pixels[channel])
+    _develop(pixels, scene, within)
     # Grain comes last: film has it whether or not the lens was in focus. It is kept weaker than
     # the texture of a sharp picture, so that it cannot be mistaken for focus.
-    pixels += rng.normal(0.0, 0.012, (*pixels.shape[:2], 1)).astype(np.float32)
-    return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
+    pixels += (rng.standard_normal((height, width)) * 0.012).astype(np.float32)
+    return _picture(pixels, 0.5)
 
 
-def _cloud(rng: np.random.Generator, w: int, h: int, cells: int) -> np.ndarray:
-    """Smooth noise in [-1, 1], shape (h, w), with about ``cells`` lumps across."""
+def _picture(pixels: np.ndarray, rounding: float) -> Image:
+    """An RGB image of planes (3, h, w) in [0, 1], which are overwritten.
+
+    ``rounding`` is added before the fraction is cut: 0.5 rounds, 0 truncates.
+    """
     import numpy as np
     from PIL import Image
 
-    small = rng.uniform(-1, 1, (max(2, cells * h // w), cells)).astype(np.float32)
-    return np.asarray(Image.fromarray(small).resize((w, h), Image.Resampling.BICUBIC))
+    np.clip(pixels, 0, 1, out=pixels)
+    pixels *= 255
+    if rounding:
+        pixels += rounding
+    return Image.merge("RGB", [Image.fromarray(plane) for plane in pixels.astype(np.uint8)])
+
+
+def _frame(canvas: Image, width: int, height: int, degrees: float) -> Image:
+    """The middle (width, height) of a canvas turned about its centre, counter-clockwise."""
+    from PIL import Image
+
+    turn = math.radians(degrees)
+    cos, sin = math.cos(turn), math.sin(turn)
+    w, h = canvas.size
+    # Where the frame's own pixels begin, relative to the canvas's centre.
+    left, top = (w - width) // 2 - w / 2, (h - height) // 2 - h / 2
+    matrix = (
+        cos, -sin, cos * left - sin * top + w / 2,
+        sin, cos, sin * left + cos * top + h / 2,
+    )  # fmt: skip
+    affine = Image.Transform.AFFINE
+    return canvas.transform((width, height), affine, matrix, Image.Resampling.BILINEAR)
+
+
+def _cloud(
+    rng: np.random.Generator, w: int, h: int, cells: int, first: int = 0, last: int | None = None
+) -> np.ndarray:
+    """Smooth noise in [-1, 1] with about ``cells`` lumps across a canvas of (h, w).
+
+    Only the rows from ``first`` to ``last`` are made; shape (last - first, w).
+    """
+    import numpy as np
+    from PIL import Image
+
+    last = h if last is None else last
+    high = max(2, cells * h // w)
+    small = Image.fromarray(rng.uniform(-1, 1, (high, cells)).astype(np.float32))
+    box = (0, first * high / h, cells, last * high / h)
+    return np.array(small.resize((w, last - first), Image.Resampling.BICUBIC, box=box))
 
 
 def _ridge(rng: np.random.Generator, w: int, roughness: float) -> np.ndarray:
@@ -141,13 +182,20 @@ def _ridge(rng: np.random.Generator, w: int, roughness: float) -> np.ndarray:
 def _land_and_sky(
     scene: Scene, w: int, h: int, rng: np.random.Generator
 ) -> tuple[Image, float]:
-    """Sky, sun or moon, ridges and ground, upright. Returns the canvas and the horizon's row."""
+    """Sky, sun or moon, ridges and ground, upright. Returns the canvas and the horizon's row.
+
+    Each part is drawn on the rows it covers only. The order of the draws from ``rng`` is what a
+    scene's seed means, and must stay.
+    """
     import numpy as np
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     horizon = h * float(rng.uniform(0.50, 0.58))
+    first = math.floor(horizon) + 1
     rows = np.arange(h, dtype=np.float32)[:, None]
     columns = np.arange(w, dtype=np.float32)[None, :]
+    canvas = np.empty((3, h, w), np.float32)
+    sky, land = canvas[:, :first], canvas[:, first:]
 
     top = np.array([0.30, 0.46, 0.74], np.float32) + rng.normal(0, 0.04, 3).astype(np.float32)
     low = np.array([0.80, 0.80, 0.82], np.float32) + rng.normal(0, 0.05, 3).astype(np.float32)
@@ -155,54 +203,79 @@ def _land_and_sky(
         low = np.array([0.98, 0.78, 0.52], np.float32)
     elif scene.luminary == "moon":
         top, low = top * 0.45, low * 0.55
-    height_in_sky = np.clip(rows / horizon, 0, 1)[..., None]
-    canvas = np.broadcast_to(top + (low - top) * height_in_sky, (h, w, 3)).copy()
-    clouds = np.clip(_cloud(rng, w, h, 6) + 0.4 * _cloud(rng, w, h, 15), 0, 1)
-    canvas += (clouds * 0.12 * (1 - height_in_sky[..., 0] * 0.5))[..., None]
+    lowness = rows[:first] / horizon
+    clouds = _cloud(rng, w, h, 6, 0, first)
+    clouds += 0.4 * _cloud(rng, w, h, 15, 0, first)
+    np.clip(clouds, 0, 1, out=clouds)
+    clouds *= 0.12 * (1 - lowness * 0.5)
+    np.add(_planes(top) + _planes(low - top) * lowness, clouds, out=sky)
 
     # Sun and moon stand on the far side of the frame from the subject, well inside it.
     x, y = w * float(rng.uniform(0.62, 0.74)), horizon * float(rng.uniform(0.42, 0.56))
     if scene.luminary != "none":
-        radius = min(w, h) * (0.060 if scene.luminary == "sun" else 0.045)
-        distance = np.hypot(columns - x, rows - y)
-        disc = np.clip(radius - distance + 0.5, 0, 1)[..., None]
-        reach = 2.6 if scene.luminary == "sun" else 1.2
-        glow = np.exp(-((distance / (radius * reach)) ** 2))[..., None]
-        colour = (1.0, 0.93, 0.66) if scene.luminary == "sun" else (0.97, 0.97, 1.0)
-        light = np.array(colour, np.float32)
-        canvas += glow * (light - canvas) * 0.55
-        canvas += disc * (light - canvas)
+        _shine(sky, scene.luminary, x, y, min(w, h))
 
     if scene.depth in ("two", "three"):
         far = horizon - h * (0.05 + 0.14 * _ridge(rng, w, 1.0))
-        behind = (rows > far[None, :]) & (rows <= horizon)
+        start = max(0, math.floor(far.min()))
         stone = np.array([0.36, 0.38, 0.46], np.float32)
-        canvas = np.where(behind[..., None], stone + 0.05 * _cloud(rng, w, h, 40)[..., None], canvas)
+        veins = 0.05 * _cloud(rng, w, h, 40, start, first)
+        behind = rows[start:first] > far
+        np.copyto(sky[:, start:], _planes(stone) + veins, where=behind)
 
     ground = np.array(_GROUND[scene.ground], np.float32) + rng.normal(0, 0.02, 3).astype(np.float32)
-    nearness = np.clip((rows - horizon) / (h - horizon), 0, 1)
-    land = np.broadcast_to(ground * (1.12 - 0.42 * nearness[..., None]), (h, w, 3)).copy()
+    below = rows[first:]
+    nearness = (below - horizon) / (h - horizon)
     if scene.ground == "water":
-        ripples = np.sin(rows * 1.1 + 2.5 * _cloud(rng, w, h, 8)) * 0.06
-        land += ripples[..., None]
+        surface = np.sin(below * 1.1 + 2.5 * _cloud(rng, w, h, 8, first))
+        surface *= 0.06
         if scene.luminary != "none":
-            lane = np.exp(-(((columns - x) / (w * 0.05)) ** 2)) * (0.6 + 0.4 * np.sin(rows * 1.1))
-            land += (0.32 * lane)[..., None]
+            across = 0.32 * np.exp(-(((columns - x) / (w * 0.05)) ** 2))
+            surface += across * (0.6 + 0.4 * np.sin(below * 1.1))
     else:
-        texture = rng.normal(0, 0.055 if scene.ground == "meadow" else 0.03, (h, w))
-        land += (texture + 0.05 * _cloud(rng, w, h, 12)).astype(np.float32)[..., None]
-    canvas = np.where((rows > horizon)[..., None], land, canvas)
+        spread = 0.055 if scene.ground == "meadow" else 0.03
+        surface = (rng.standard_normal((h, w))[first:] * spread).astype(np.float32)
+        surface += 0.05 * _cloud(rng, w, h, 12, first)
+    np.add(_planes(ground) * (1.12 - 0.42 * nearness), surface, out=land)
 
     if scene.depth == "three":
         near = h * 0.76 - h * 0.07 * _ridge(rng, w, 2.0)
+        start = math.floor(near.min())
         rocks = np.array([0.15, 0.13, 0.11], np.float32)
-        grit = rng.normal(0, 0.03, (h, w, 1)).astype(np.float32)
-        canvas = np.where((rows > near[None, :])[..., None], rocks + grit, canvas)
+        grit = (rng.standard_normal((h, w))[start:] * 0.03).astype(np.float32)
+        np.copyto(canvas[:, start:], _planes(rocks) + grit, where=rows[start:] > near)
 
-    image = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
+    image = _picture(canvas, 0)
     draw = ImageDraw.Draw(image)
     draw.line([(0, horizon), (w, horizon)], fill=tuple(int(255 * c * 0.7) for c in ground), width=1)
     return image, horizon
+
+
+def _planes(colour: np.ndarray) -> np.ndarray:
+    """A colour, shape (3,), to be spread over planes, shape (3, 1, 1)."""
+    return colour[:, None, None]
+
+
+def _shine(sky: np.ndarray, luminary: str, x: float, y: float, side: int) -> None:
+    """Put the sun or the moon and its glow at column ``x`` and row ``y`` of planes (3, h, w)."""
+    import numpy as np
+
+    _, h, w = sky.shape
+    dx, dy = np.arange(w, dtype=np.float32) - x, np.arange(h, dtype=np.float32)[:, None] - y
+    colour = (1.0, 0.93, 0.66) if luminary == "sun" else (0.97, 0.97, 1.0)
+    light = _planes(np.array(colour, np.float32))
+    radius = side * (0.060 if luminary == "sun" else 0.045)
+    reach = radius * (2.6 if luminary == "sun" else 1.2)
+    glow = np.exp(-((dy / reach) ** 2)) * (0.55 * np.exp(-((dx / reach) ** 2)))
+    sky *= 1 - glow
+    sky += glow * light
+    inside = np.s_[
+        max(0, math.floor(y - radius - 1)) : math.ceil(y + radius + 2),
+        max(0, math.floor(x - radius - 1)) : math.ceil(x + radius + 2),
+    ]
+    disc = np.clip(radius - np.hypot(dx[inside[1]], dy[inside[0]]) + 0.5, 0, 1)
+    part = sky[:, *inside]
+    part += disc * (light - part)
 
 
 def _subject(
@@ -256,19 +329,27 @@ def _subject(
     return image
 
 
-def _develop(pixels: np.ndarray, scene: Scene, within) -> np.ndarray:
-    """Saturation, then contrast and exposure as spread and mean of luminance. (h, w, 3) in [0, 1].
+def _develop(pixels: np.ndarray, scene: Scene, within) -> None:
+    """Saturation, then contrast and exposure as spread and mean of luminance, in place.
 
     Spread and mean are set, not scaled: a scene's own brightness must not pass for its exposure.
+    ``pixels`` are planes, shape (3, h, w), in [0, 1].
     """
     import numpy as np
 
-    weights = np.array([0.299, 0.587, 0.114], np.float32)
-    luminance = (pixels @ weights)[..., None]
-    chroma = (pixels - luminance) * within(_SATURATION[scene.colour])
-    centred = (luminance - luminance.mean()) / (luminance.std() + 1e-6)
+    luminance = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
+    saturation = within(_SATURATION[scene.colour])
     spread, mean = within(_SPREAD[scene.contrast]), within(_MEAN[scene.exposure])
-    toned = mean + spread * np.tanh(centred / 2.2) * 2.2
-    # Colour fades towards black and white, as it does on film and sensors alike.
-    room = np.clip(1 - np.abs(2 * toned - 1), 0.15, 1)
-    return toned + chroma * (0.35 + 0.65 * room)
+    toned = luminance - luminance.mean()
+    toned /= (luminance.std() + 1e-6) * 2.2
+    np.tanh(toned, out=toned)
+    toned *= spread * 2.2
+    toned += mean
+    if saturation:
+        # Colour fades towards black and white, as it does on film and sensors alike.
+        room = np.clip(1 - np.abs(2 * toned - 1), 0.15, 1)
+        pixels -= luminance
+        pixels *= saturation * (0.35 + 0.65 * room)
+        pixels += toned
+    else:
+        pixels[:] = toned

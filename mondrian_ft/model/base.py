@@ -1,0 +1,244 @@
+"""Loading a base model: weights, tokenizer and picture processor, ready to be trained or asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.pixels import ImageProcessor
+from ..errors import ModelError
+from .backend import default_dtype, mx, nn
+from .qwen3_vl import Qwen3VL
+
+# transformers announces on import that torch is missing; it is missing on purpose.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+SAMPLE_NAME = "mondrian_ft sample model"
+QUANTIZATION_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which base this is; an adapter is bound to one.
+
+    Attributes:
+        name: the folder's or hub's name, as the config gave it.
+        weights: 16 hexadecimal digits over config and weights, see :func:`weights_fingerprint`.
+        quantization: ``none``, or bits and group size.
+        dtype: floating-point type of the weights in memory.
+    """
+
+    name: str
+    weights: str
+    quantization: str
+    dtype: str
+
+
+@dataclass
+class Base:
+    """A loaded base model.
+
+    Attributes:
+        backbone: the forward (see :class:`Qwen3VL`).
+        tokenizer: the model's own, from its folder.
+        image_processor: what makes patches of photographs, see ``data.pixels``.
+        identity: which base this is.
+        folder: where it was loaded from.
+    """
+
+    backbone: Qwen3VL
+    tokenizer: Any
+    image_processor: ImageProcessor
+    identity: Identity
+    folder: Path
+
+    @property
+    def model(self) -> nn.Module:
+        """The mlx-vlm module that LoRA layers are put into."""
+        return self.backbone.model
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        settings = json.loads((self.folder / "config.json").read_text())
+        ends = {self.tokenizer.eos_token_id}
+        for file in ("config.json", "generation_config.json"):
+            if (self.folder / file).is_file():
+                settings = json.loads((self.folder / file).read_text())
+                found = settings.get("eos_token_id")
+                ends |= set(found) if isinstance(found, list) else {found}
+        return frozenset(int(token) for token in ends if token is not None)
+
+    @cached_property
+    def pad_token(self) -> int:
+        """Token id that fills rows on the right; it is never attended to by a real token."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else next(iter(self.end_tokens)))
+
+    def prompt_tokens(self, prompt: str, image_tokens: int) -> list[int]:
+        """Token ids of one user turn: the picture, then the prompt, then the assistant's opening.
+
+        Args:
+            prompt: the text as ``data.prompt`` built it.
+            image_tokens: how many tokens the picture takes.
+        """
+        messages = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        ]
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        places = [at for at, token in enumerate(ids) if token == self.backbone.image_token]
+        if len(places) != 1:
+            raise ModelError(
+                f"the chat template of {self.identity.name} makes {len(places)} image places of "
+                "one picture; mondrian_ft needs a template for pictures, so use an -Instruct model"
+            )
+        at = places[0]
+        return [*ids[:at], *[self.backbone.image_token] * image_tokens, *ids[at + 1 :]]
+
+    def answer_tokens(self, answer: str) -> list[int]:
+        """Token ids of an answer and the token that ends it."""
+        return [
+            *self.tokenizer.encode(answer, add_special_tokens=False),
+            int(self.tokenizer.eos_token_id),
+        ]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, without special tokens."""
+        return self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def load_base(
+    path: str | Path | None, *, dtype: str = "auto", quantize_bits: int | None = None
+) -> Base:
+    """Load a base model.
+
+    Args:
+        path: a folder, a Hugging Face id, or None for the embedded sample model.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize_bits: quantise the language model's matrices to 4 or 8 bits after loading.
+
+    Raises:
+        ModelError: the folder does not exist or is incomplete, the hub cannot be reached, or the
+            architecture is not supported.
+    """
+    folder, name = _resolve(path)
+    _check_folder(folder, name)
+    from mlx_vlm.utils import load_model, load_processor
+
+    try:
+        model = load_model(folder)
+        processor = load_processor(folder, add_detokenizer=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
+    wanted = default_dtype() if dtype == "auto" else getattr(mx, dtype)
+    model.set_dtype(wanted)
+    quantization = _quantize(model, quantize_bits, folder)
+    model.freeze()
+    model.eval()
+    mx.eval(model.parameters())
+    identity = Identity(
+        name, weights_fingerprint(folder), quantization, str(wanted).removeprefix("mlx.core.")
+    )
+    return Base(Qwen3VL(model), processor.tokenizer, processor.image_processor, identity, folder)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits that tell one base from another without reading all of it.
+
+    Covers ``config.json`` and, of every safetensors file, name, size, header and 64 KiB at each of
+    65 places: any training changes nearly every byte, so a sample of them is enough, and an 8 GB
+    base is told apart in a fraction of a second.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(header, 1 << 26)))
+            for part in range(65):
+                stream.seek(max(0, (size - (1 << 16)) * part // 64))
+                digest.update(stream.read(1 << 16))
+    return digest.hexdigest()[:16]
+
+
+def _resolve(path: str | Path | None) -> tuple[Path, str]:
+    """The model's folder and the name to call it by."""
+    if path is None:
+        from ..sample import model_dir
+
+        return model_dir(), SAMPLE_NAME
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), str(path)
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~")) or folder.suffix
+    if looks_local or str(path).count("/") != 1:
+        raise ModelError(
+            f"model.path={path} is not a folder; give the folder of a downloaded model, a Hugging "
+            "Face id such as Qwen/Qwen3-VL-4B-Instruct, or model=sample"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns)), str(path)
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        raise ModelError(
+            f"model.path={path} is not a folder here and could not be downloaded from the Hugging "
+            f"Face hub ({_first_line(error)}); check the name and the network, give the folder of "
+            "a downloaded copy, or try model=sample"
+        ) from error
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is no model folder ({name})")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds no .safetensors file; download {name} completely")
+    try:
+        kind = json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError):
+        raise ModelError(f"{config} is no JSON object; download {name} again") from None
+    if kind != Qwen3VL.model_type:
+        raise ModelError(
+            f"{name} is a {kind} model; this version trains {Qwen3VL.model_type} models, such as "
+            "Qwen/Qwen3-VL-4B-Instruct"
+        )
+
+
+def _quantize(model: Any, bits: int | None, folder: Path) -> str:
+    """Quantise the language model in place, if asked; says how the model is quantised now."""
+    stored = json.loads((folder / "config.json").read_text()).get("quantization")
+    if stored:
+        if bits is not None and bits != stored.get("bits"):
+            raise ModelError(
+                f"model.quantize_bits={bits}, but {folder} is quantised to {stored.get('bits')} "
+                "bits already; leave model.quantize_bits empty"
+            )
+        return f"{stored.get('bits')} bits, groups of {stored.get('group_size')}"
+    if bits is None:
+        return "none"
+
+    def suits(_: str, module: Any) -> bool:
+        return isinstance(module, nn.Linear) and module.weight.shape[-1] % QUANTIZATION_GROUP == 0
+
+    nn.quantize(model.language_model, QUANTIZATION_GROUP, bits, class_predicate=suits)
+    return f"{bits} bits, groups of {QUANTIZATION_GROUP}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

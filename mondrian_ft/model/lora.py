@@ -1,0 +1,158 @@
+"""LoRA layers in a base model: putting them in, taking them out for a moment, reading them.
+
+The layers are mlx-vlm's own (``trainer.peft``), so whatever loads its adapters loads ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AdapterError, nearest
+from .backend import mx, nn
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What determines an adapter's shape and strength.
+
+    Attributes:
+        rank: inner dimension of each pair of matrices, 1 or more.
+        alpha: strength; what multiplies the product is :attr:`scale`.
+        dropout: probability of dropping an input feature while training, 0 ≤ p < 1.
+        targets: names of the matrices adapted in every decoder layer, such as ``q_proj``.
+        method: ``lora`` (scale = alpha / rank, Hu et al. 2021) or ``rslora`` (alpha / √rank,
+            Kalajdzievski 2023).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    method: str = "lora"
+
+    @property
+    def scale(self) -> float:
+        """The effective scale: output = base(x) + scale · (x A) B."""
+        return self.alpha / (math.sqrt(self.rank) if self.method == "rslora" else self.rank)
+
+
+def attach(model: nn.Module, spec: LoraSpec, *, seed: int) -> list[str]:
+    """Freeze the model and put fresh LoRA layers into its language model.
+
+    Args:
+        seed: of the A matrices; B starts at zero, so the adapted model first equals its base.
+
+    Returns:
+        Full names of the adapted matrices, in the model's order.
+
+    Raises:
+        AdapterError: a target matches no matrix, or the model already has LoRA layers.
+    """
+    from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+
+    if lora_layers(model):
+        raise AdapterError("the model already carries an adapter; load the base again first")
+    model.freeze()
+    mx.random.seed(seed)
+    available = {
+        name: module
+        for name, module in model.language_model.named_modules()
+        if isinstance(module, nn.Linear | nn.QuantizedLinear) and ".layers." in f".{name}"
+    }
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in available})
+    for target in spec.targets:
+        if target not in kinds:
+            near = nearest(target, kinds)
+            hint = f"; did you mean {near}?" if near else ""
+            raise AdapterError(
+                f"lora.target_modules names {target}, which matches no matrix of the language "
+                f"model; it has {', '.join(kinds)}{hint}"
+            )
+    chosen = [name for name in available if name.rsplit(".", 1)[-1] in spec.targets]
+    # The model's own order depends on how its modules are stored; the seed should not.
+    for name in sorted(chosen, key=_natural):
+        layer = LoRALinear.from_base(
+            available[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale
+        )
+        _set_module(model.language_model, name, layer)
+    mx.eval(model.trainable_parameters())
+    return [f"language_model.{name}" for name in sorted(chosen, key=_natural)]
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The LoRA layers in a model, by full name, in layer order."""
+    found = {name: module for name, module in model.named_modules() if "lora_a" in module}
+    return {name: found[name] for name in sorted(found, key=_natural)}
+
+
+def tensors(model: nn.Module) -> dict[str, mx.array]:
+    """Adapter tensors by name: ``<matrix>.lora_a`` (in, rank) and ``<matrix>.lora_b`` (rank, out)."""
+    return {
+        f"{name}.{part}": layer[part]
+        for name, layer in lora_layers(model).items()
+        for part in ("lora_a", "lora_b")
+    }
+
+
+def set_tensors(model: nn.Module, values: Mapping[str, mx.array]) -> None:
+    """Give a model's LoRA layers these tensors, strictly.
+
+    Raises:
+        AdapterError: a tensor is missing, too many, or of another shape.
+    """
+    expected = {name: value.shape for name, value in tensors(model).items()}
+    missing = sorted(expected.keys() - values.keys(), key=_natural)
+    surplus = sorted(values.keys() - expected.keys(), key=_natural)
+    if missing or surplus:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} tensors are missing, {missing[0]} first")
+        if surplus:
+            parts.append(f"{len(surplus)} match nothing in the model, {surplus[0]} first")
+        raise AdapterError(f"the adapter does not fit: {'; '.join(parts)}")
+    for name, shape in expected.items():
+        if tuple(values[name].shape) != tuple(shape):
+            raise AdapterError(
+                f"the adapter does not fit: {name} has shape {tuple(values[name].shape)}, the "
+                f"model needs {tuple(shape)}"
+            )
+    layers = lora_layers(model)
+    for name, value in values.items():
+        matrix, part = name.rsplit(".", 1)
+        layers[matrix][part] = value
+
+
+def detach(model: nn.Module) -> None:
+    """Take all LoRA layers out; the model is its base again."""
+    for name, layer in lora_layers(model).items():
+        _set_module(model, name, layer.linear)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The base alone, for the length of the block: its very layers, not a zero scale."""
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        _set_module(model, name, layer.linear)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            _set_module(model, name, layer)
+
+
+def _set_module(root: nn.Module, name: str, module: Any) -> None:
+    *path, last = name.split(".")
+    parent: Any = root
+    for step in path:
+        parent = parent[int(step)] if isinstance(parent, list) else parent[step]
+    parent[last] = module
+
+
+def _natural(name: str) -> Sequence[Any]:
+    """Sorts layer 2 before layer 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

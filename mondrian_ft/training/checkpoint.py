@@ -1,0 +1,157 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..data.batches import Cursor
+from ..errors import MondrianError, TrainingError
+from ..files import atomic_write_json, atomic_write_text, publish_dir
+from ..model import lora
+from ..model.backend import mx
+from .trainer import Trainer, TrainState
+
+_STEP = "step_{:06d}"
+_ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+_BEST = "best.json"
+
+
+class CheckpointDir:
+    """Checkpoints of one run in ``<output_dir>/checkpoints/step_000002/`` and so on.
+
+    Each is written under another name and renamed when it is whole. The last ``keep`` are kept,
+    and the best by validation loss.
+
+    Args:
+        folder: the ``checkpoints`` folder.
+        identity: what must be equal for a run to go on from here (config, data lock, base); a
+            flat mapping of names to JSON values.
+        keep: how many of the last to keep.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, keep: int = 2) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.keep = keep
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write the trainer's state; a step that is there already is not written again."""
+        final = self.folder / _STEP.format(trainer.state.step)
+        if _whole(final):
+            return final
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".tmp-{final.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            _save_tensors(temporary / _ADAPTER, lora.tensors(trainer.model))
+            _save_tensors(temporary / _OPTIMIZER, _optimizer_tensors(trainer.optimizer))
+            state = asdict(trainer.state)
+            state["best_loss"] = None if trainer.state.best_step is None else state["best_loss"]
+            atomic_write_json(temporary / _STATE, {"identity": self.identity, "state": state})
+            publish_dir(temporary, final, replace=True)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(
+                f"checkpoint {final} could not be written ({error}); the one before it is "
+                "untouched, so free some space and go on with trainer.resume=auto"
+            ) from error
+        except MondrianError:
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._prune()
+        return final
+
+    def mark_best(self, step: int) -> None:
+        """Remember which step has the lowest validation loss."""
+        atomic_write_text(self.folder / _BEST, json.dumps({"step": step}) + "\n")
+        self._prune()
+
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss, None before the first evaluation."""
+        marker = self.folder / _BEST
+        if not marker.is_file():
+            return None
+        path = self.folder / _STEP.format(json.loads(marker.read_text())["step"])
+        return path if _whole(path) else None
+
+    def last(self) -> Path | None:
+        """The newest whole checkpoint, None if there is none."""
+        steps = self._steps()
+        return steps[-1] if steps else None
+
+    def restore(self, trainer: Trainer, path: Path) -> None:
+        """Put a checkpoint back into a trainer.
+
+        Raises:
+            TrainingError: it is no whole checkpoint, or config, data or base differ, naming what.
+        """
+        if not _whole(path):
+            raise TrainingError(f"{path} is no whole checkpoint; choose another or start afresh")
+        content = json.loads((path / _STATE).read_text())
+        theirs = content["identity"]
+        differing = [
+            f"{name} was {theirs.get(name)!r} and is {value!r}"
+            for name, value in self.identity.items()
+            if theirs.get(name) != value
+        ]
+        if differing:
+            raise TrainingError(
+                f"{path} belongs to another run: {'; '.join(differing)}; set it back, or start "
+                "afresh with trainer.resume=never and another task.output_dir"
+            )
+        lora.set_tensors(trainer.model, _load_tensors(path / _ADAPTER))
+        _set_optimizer(trainer.optimizer, _load_tensors(path / _OPTIMIZER))
+        state = dict(content["state"])
+        state["cursor"] = Cursor(**state["cursor"])
+        state["best_loss"] = float("inf") if state["best_loss"] is None else state["best_loss"]
+        trainer.state = TrainState(**state)
+
+    def load_adapter(self, path: Path, model: Any) -> None:
+        """Put a checkpoint's adapter, and nothing else of it, into a model."""
+        lora.set_tensors(model, _load_tensors(path / _ADAPTER))
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step_*") if _whole(path))
+
+    def _prune(self) -> None:
+        best = self.best()
+        for path in self._steps()[: -self.keep]:
+            if path != best:
+                shutil.rmtree(path)
+
+
+def _whole(path: Path) -> bool:
+    return all((path / name).is_file() for name in (_ADAPTER, _OPTIMIZER, _STATE))
+
+
+def _optimizer_tensors(optimizer: Any) -> dict[str, mx.array]:
+    """Moments, step and rate of the optimizer, and the random state, which dropout draws from."""
+    from mlx.utils import tree_flatten
+
+    state: dict[str, mx.array] = dict(tree_flatten(optimizer.state))
+    return state | {f"random.{n}": value for n, value in enumerate(mx.random.state)}
+
+
+def _set_optimizer(optimizer: Any, values: dict[str, mx.array]) -> None:
+    from mlx.utils import tree_unflatten
+
+    for number in range(len(mx.random.state)):
+        mx.random.state[number] = values.pop(f"random.{number}")
+    optimizer.state = tree_unflatten(list(values.items()))
+
+
+def _save_tensors(path: Path, values: dict[str, mx.array]) -> None:
+    mx.eval(values)
+    mx.save_safetensors(str(path), values)
+
+
+def _load_tensors(path: Path) -> dict[str, mx.array]:
+    loaded = mx.load(str(path))
+    if not isinstance(loaded, dict):
+        raise TrainingError(f"{path} holds no named tensors")
+    return loaded

@@ -1,0 +1,56 @@
+"""Optimizer and learning-rate schedule. Steps are updates, never micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..model.backend import mx
+
+
+def learning_rate(
+    peak: float, *, warmup: int, total: int, schedule: str
+) -> Callable[[mx.array | int], mx.array | float]:
+    """Linear warm-up, then ``cosine`` or ``linear`` towards 0, or ``constant``.
+
+    Update k (from 1) of the warm-up has peak · k / warmup, so that no update is wasted on a rate
+    of 0 and update ``warmup`` has the peak. The decay is spread over the updates that remain.
+
+    Args:
+        peak: the highest rate, above 0.
+        warmup: updates of the warm-up; a run shorter than it never reaches the peak.
+        total: updates of the whole run.
+        schedule: the name of the decay.
+
+    Returns:
+        A function of the number of updates done (from 0), built by mlx-lm's ``build_schedule``.
+    """
+    from mlx_lm.tuner.utils import build_schedule
+
+    rest = max(1, total - warmup)
+    decay: dict[str, tuple[str, list[float]]] = {
+        "cosine": ("cosine_decay", [peak, rest]),
+        "linear": ("linear_schedule", [peak, 0.0, rest]),
+        "constant": ("linear_schedule", [peak, peak, rest]),
+    }
+    name, arguments = decay[schedule]
+    config: dict[str, Any] = {"name": name, "arguments": arguments}
+    if warmup > 1:
+        # mlx-lm's warm-up starts at ``warmup_init`` and reaches the peak after ``warmup`` further
+        # updates; started one step up the slope, it is at the peak in update ``warmup``.
+        config |= {"warmup": warmup - 1, "warmup_init": peak / warmup}
+    return build_schedule(config)
+
+
+def peak_reached(peak: float, *, warmup: int, total: int) -> float:
+    """The highest rate a run of ``total`` updates sees."""
+    return peak if warmup <= total else peak * total / warmup
+
+
+def adamw(
+    rate: Callable[[mx.array | int], mx.array | float], *, weight_decay: float
+) -> Any:
+    """AdamW (Loshchilov and Hutter 2019) with bias correction, which MLX leaves off by default."""
+    from mlx.optimizers import AdamW
+
+    return AdamW(rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True)
