@@ -154,6 +154,25 @@ class SampleModel(Task):
 
     output_dir: str | None = _path()
     """Where the model's folder is written; null puts it into the run folder as ``model/``."""
+    pictures: int = 32_000
+    """Rendered photographs to train on, 1 or more."""
+    steps: int = 3_000
+    """Updates, 1 or more."""
+    batch_size: int = 128
+    """Rows of an update, 1 or more."""
+    seed: int = 0
+    """Seed of the photographs, the critiques and the weights, 0 or more."""
+    judged: int = 64
+    """Unseen photographs the trained model is judged on, 1 or more."""
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "steps", "batch_size", "judged"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"task.{name} is {getattr(self, name)}, but it must be 1 or more."
+                )
+        if self.seed < 0:
+            raise ConfigError(f"task.seed is {self.seed}, but it must be 0 or more.")
 
     def run(self, config: Config, run: Run) -> float | None:
         from . import pipeline

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+class TooLong(DataError):
+    """A row that has more tokens than the model takes. A row is never cut."""
+
+
 class Encoder(Protocol):
     """What turns texts into token ids; ``model.base.Base`` is one."""
 
@@ -89,8 +93,9 @@ def encode(
         longest: most tokens a row may have; None for any.
 
     Raises:
-        DataError: the photograph cannot be read, or the row is longer than ``longest``. A row is
-            never cut: half a critique teaches to stop in the middle.
+        DataError: the photograph cannot be read.
+        TooLong: the row is longer than ``longest``. Half a critique would teach to stop in the
+            middle.
     """
     import numpy as np
 
@@ -98,9 +103,10 @@ def encode(
     prompt = encoder.prompt_tokens(row.prompt, pixels.tokens)
     tokens = np.array([*prompt, *encoder.answer_tokens(row.response)], np.int32)
     if longest is not None and len(tokens) > longest:
-        raise DataError(
+        raise TooLong(
             f"row {row.job_id} has {len(tokens)} tokens ({pixels.tokens} of them image tokens), "
-            f"more than the {longest} the model takes; lower data.max_pixels or leave the row out"
+            f"more than the {longest} the model takes, so it is left out; lower data.max_pixels to "
+            "keep it"
         )
     image_start = int(np.argmax(tokens == image_token))
     return Example(row, tokens, len(prompt), image_start, pixels)
@@ -195,9 +201,7 @@ class BatchStream:
         return batches
 
 
-def in_order(
-    examples: Sequence[Example], batch_size: int, pad_token: int
-) -> Iterator[Batch]:
+def in_order(examples: Sequence[Example], batch_size: int, pad_token: int) -> Iterator[Batch]:
     """All examples once, in the given order, the tail included."""
     for first in range(0, len(examples), batch_size):
         indices = range(first, min(first + batch_size, len(examples)))

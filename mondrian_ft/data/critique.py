@@ -140,9 +140,10 @@ def strict_format_error(text: str, dimensions: Sequence[str] | None = None) -> s
 def render(critique: Critique) -> str:
     """The canonical answer: one line of JSON, keys in schema order, whole scores as integers.
 
-    ``parse_analysis(render(c)).critique == c`` for every critique.
+    ``parse_analysis(render(c)).critique == c`` for every critique. There are no spaces between
+    JSON tokens: they carry nothing, and a model would pay for each in time.
     """
-    return json.dumps(_whole(critique.model_dump()), ensure_ascii=False)
+    return json.dumps(_whole(critique.model_dump()), ensure_ascii=False, separators=(",", ":"))
 
 
 # -- text to object ------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def _decode(
 
     # True where a column holds a token: a shorter prompt leaves a gap before the new columns.
     ends = frozenset(base.end_tokens)
-    in_prompt = mx.array(np.arange(width)[None] < lengths[:, None])
+    in_prompt = mx.arange(width)[None] < mx.array(lengths)[:, None]
     answers: list[list[int]] = [[] for _ in requests]
     open_rows = set(range(rows))
     for step in range(max_tokens):
@@ -129,7 +129,7 @@ def _decode(
             # The next step is queued before this one's tokens are read, so that the device does
             # not wait for the host.
             mx.async_eval(following)
-        for row, value in enumerate(token.tolist()):
+        for row, value in enumerate(np.array(token).tolist()):
             if value < 0:
                 raise ModelError(
                     f"{base.identity.name} gives logits that are not finite; the weights or the "

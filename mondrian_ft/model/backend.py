@@ -35,4 +35,9 @@ def default_dtype() -> mx.Dtype:
     return mx.float32 if ON_CPU else mx.bfloat16
 
 
-__all__ = ["ON_CPU", "OPENBLAS", "default_dtype", "describe", "mx", "nn"]
+def number(value: mx.array) -> float:
+    """A one-element array as a Python float; waits for the device."""
+    return float(value.item())  # pyright: ignore[reportArgumentType]  (its type admits complex)
+
+
+__all__ = ["ON_CPU", "OPENBLAS", "default_dtype", "describe", "mx", "nn", "number"]

@@ -6,7 +6,7 @@ The layers are mlx-vlm's own (``trainer.peft``), so whatever loads its adapters 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class LoraSpec:
         return self.alpha / (math.sqrt(self.rank) if self.method == "rslora" else self.rank)
 
 
-def attach(model: nn.Module, spec: LoraSpec, *, seed: int) -> list[str]:
+def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
     """Freeze the model and put fresh LoRA layers into its language model.
 
     Args:
@@ -58,7 +58,7 @@ def attach(model: nn.Module, spec: LoraSpec, *, seed: int) -> list[str]:
         raise AdapterError("the model already carries an adapter; load the base again first")
     model.freeze()
     mx.random.seed(seed)
-    available = {
+    available: dict[str, Any] = {
         name: module
         for name, module in model.language_model.named_modules()
         if isinstance(module, nn.Linear | nn.QuantizedLinear) and ".layers." in f".{name}"
@@ -83,14 +83,14 @@ def attach(model: nn.Module, spec: LoraSpec, *, seed: int) -> list[str]:
     return [f"language_model.{name}" for name in sorted(chosen, key=_natural)]
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
+def lora_layers(model: Any) -> dict[str, Any]:
     """The LoRA layers in a model, by full name, in layer order."""
     found = {name: module for name, module in model.named_modules() if "lora_a" in module}
     return {name: found[name] for name in sorted(found, key=_natural)}
 
 
-def tensors(model: nn.Module) -> dict[str, mx.array]:
-    """Adapter tensors by name: ``<matrix>.lora_a`` (in, rank) and ``<matrix>.lora_b`` (rank, out)."""
+def tensors(model: Any) -> dict[str, mx.array]:
+    """Adapter tensors by name: ``<matrix>.lora_a`` (in, rank), ``.lora_b`` (rank, out)."""
     return {
         f"{name}.{part}": layer[part]
         for name, layer in lora_layers(model).items()
@@ -98,7 +98,7 @@ def tensors(model: nn.Module) -> dict[str, mx.array]:
     }
 
 
-def set_tensors(model: nn.Module, values: Mapping[str, mx.array]) -> None:
+def set_tensors(model: Any, values: Mapping[str, mx.array]) -> None:
     """Give a model's LoRA layers these tensors, strictly.
 
     Raises:
@@ -126,14 +126,14 @@ def set_tensors(model: nn.Module, values: Mapping[str, mx.array]) -> None:
         layers[matrix][part] = value
 
 
-def detach(model: nn.Module) -> None:
+def detach(model: Any) -> None:
     """Take all LoRA layers out; the model is its base again."""
     for name, layer in lora_layers(model).items():
         _set_module(model, name, layer.linear)
 
 
 @contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
+def without_adapter(model: Any) -> Iterator[None]:
     """The base alone, for the length of the block: its very layers, not a zero scale."""
     layers = lora_layers(model)
     for name, layer in layers.items():
@@ -145,7 +145,7 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
             _set_module(model, name, layer)
 
 
-def _set_module(root: nn.Module, name: str, module: Any) -> None:
+def _set_module(root: Any, name: str, module: Any) -> None:
     *path, last = name.split(".")
     parent: Any = root
     for step in path:
@@ -153,6 +153,6 @@ def _set_module(root: nn.Module, name: str, module: Any) -> None:
     parent[last] = module
 
 
-def _natural(name: str) -> Sequence[Any]:
+def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts layer 2 before layer 10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

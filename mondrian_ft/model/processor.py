@@ -20,15 +20,16 @@ def image_processor(folder: Path) -> Any:
         _qwen_vl_image_kwargs,
     )
 
-    return Qwen3VLImageProcessor(**_qwen_vl_image_kwargs(folder))
+    settings: dict[str, Any] = _qwen_vl_image_kwargs(folder)
+    return Qwen3VLImageProcessor(**settings)
 
 
 def build_model(folder: Path) -> Any:
     """An mlx-vlm Qwen3-VL with the folder's config and fresh weights, for training from nothing."""
+    from mlx_vlm.models.qwen3_vl.config import ModelConfig
+    from mlx_vlm.models.qwen3_vl.qwen3_vl import Model
+
     from .backend import mx  # noqa: F401  (sets the backend up before mlx-vlm imports MLX)
 
-    from mlx_vlm.models import qwen3_vl
-
     settings = json.loads((folder / "config.json").read_text())
-    config = qwen3_vl.ModelConfig.from_dict(settings)
-    return qwen3_vl.Model(config)
+    return Model(ModelConfig.from_dict(settings))

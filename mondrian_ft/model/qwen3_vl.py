@@ -20,7 +20,6 @@ from ..data.pixels import Grid
 from .backend import mx
 
 
-
 @dataclass(frozen=True)
 class VisionFeatures:
     """What the vision tower says of one picture.
@@ -67,6 +66,7 @@ class Qwen3VL:
         self.text = model.language_model.model
         self.tower = model.vision_tower
         self.image_token = int(model.config.image_token_id)
+        self.longest = int(model.config.text_config.max_position_embeddings)
         self.merge = int(model.config.vision_config.spatial_merge_size)
 
     # --- pictures ---------------------------------------------------------------------------
@@ -96,7 +96,9 @@ class Qwen3VL:
         # The patch embedding's kernel covers its whole patch, so it is a product. As a convolution
         # its backward pass takes seconds on a CPU.
         convolution = tower.patch_embed.proj
-        kernel = convolution.weight.transpose(0, 4, 1, 2, 3).reshape(convolution.weight.shape[0], -1)
+        kernel = convolution.weight.transpose(0, 4, 1, 2, 3).reshape(
+            convolution.weight.shape[0], -1
+        )
         h = patches.astype(kernel.dtype) @ kernel.T + convolution.bias
         index, weight, angles = _vision_positions(grid, self.merge, tower.num_grid_per_side)
         freqs = mx.array(angles) @ _vision_frequencies(tower)
@@ -137,19 +139,16 @@ class Qwen3VL:
                 activations.
         """
         h = self.text.embed_tokens(inputs.tokens)
-        at_image = None
-        if inputs.features is not None:
-            if inputs.image_index is None:
-                raise ValueError("features without image_index")
-            at_image = (inputs.image_index > 0)[..., None]
-            h = mx.where(at_image, _take(inputs.features, inputs.image_index, h.dtype), h)
+        index = inputs.image_index
+        if inputs.features is not None and index is not None:
+            h = mx.where((index > 0)[..., None], _take(inputs.features, index, h.dtype), h)
         cos, sin = self.text.layers[0].self_attn.rotary_emb(h, inputs.positions)
         for number, layer in enumerate(self.text.layers):
             run = _checkpointed(layer) if checkpoint else layer
             h = run(h, mask, cache[number] if cache is not None else None, None, (cos, sin))
-            if at_image is not None and number < len(inputs.deepstack):
-                added = _take(inputs.deepstack[number], inputs.image_index, h.dtype)
-                h = h + mx.where(at_image, added, mx.zeros_like(added))
+            if index is not None and number < len(inputs.deepstack):
+                added = _take(inputs.deepstack[number], index, h.dtype)
+                h = h + mx.where((index > 0)[..., None], added, mx.zeros_like(added))
         return self.text.norm(h)
 
     def head(self, h: mx.array) -> mx.array:

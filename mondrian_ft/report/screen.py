@@ -86,7 +86,7 @@ def link_table(report: Mapping[str, Any], *, width: int = 80, encoding: str = "u
 def show_link(console: Console, report: Mapping[str, Any], manifest: Path | None = None) -> None:
     """Print how many rows were linked, the table of those left out, and the manifest's path."""
     linked, rows = report["linked"], report["rows"]
-    mended = report.get("mended") or 0
+    mended = len(report.get("mended") or ())
     told = f", {mended} of them mended" if mended else ""
     console.print(plain(f"[bold]Linked {linked} of {wording.count(rows, 'row')}[/bold]{told}."))
     if report["left_out"]:
@@ -163,6 +163,27 @@ def show_closing(
         console.print("\nNext", style="bold")
     for what, command in commands:
         console.print(f"  # {what}\n  {command}", soft_wrap=True, markup=False)
+
+
+def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
+    """The registry's versions, oldest first: hash, date, channels and what was measured."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("version", "hash", "created", "channels", "verdict", "format", "score error"):
+        table.add_column(heading, no_wrap=True)
+    for version in versions:
+        metrics = version.get("metrics") or {}
+        table.add_row(
+            version["version"],
+            version["hash"][:12],
+            str(version.get("created") or ""),
+            ", ".join(version["channels"]),
+            str(metrics.get("verdict") or ""),
+            plain(wording.percent(metrics.get("format_strict"))),
+            plain(wording.points(metrics.get("score_mae"))),
+        )
+    return table
 
 
 def near(path: Path | str) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .database import SampleData, sample_data
+
+__all__ = ["SampleData", "model_dir", "sample_data"]
+
 
 def model_dir() -> Path:
     """The sample base model's folder (a Qwen3-VL in miniature, float32), inside the package."""

@@ -131,7 +131,7 @@ def write_tokenizer(folder: Path, texts: Iterable[str]) -> dict[str, int]:
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    tokens = {token: int(tokenizer.token_to_id(token) or 0) for token in SPECIAL_TOKENS}
     _write(
         folder / "tokenizer_config.json",
         {

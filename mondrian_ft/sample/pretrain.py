@@ -101,7 +101,7 @@ def _make(task: tuple[str, Recipe, int, int]) -> list[tuple[Any, np.ndarray, lis
         for _ in range(recipe.critiques):
             prompt, text = written(scene, recipe, rng)
             before = tokenizer.encode(head + prompt + tail, add_special_tokens=False).ids
-            image = tokenizer.token_to_id("<|image_pad|>")
+            image = int(tokenizer.token_to_id("<|image_pad|>") or 0)
             at = before.index(image)
             before = before[:at] + [image] * pixels.tokens + before[at + 1 :]
             after = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False).ids
@@ -275,8 +275,97 @@ def _initialise(model: Any, mx: Any) -> None:
         if module in ("embed_tokens", "pos_embed"):
             return mx.random.normal(value.shape) * 0.02
         scale = 0.7 * (value.size // value.shape[0]) ** -0.5
-        if module in ("o_proj", "down_proj") or ("blocks" in path and module in ("proj", "linear_fc2")):
+        if module in ("o_proj", "down_proj") or (
+            "blocks" in path and module in ("proj", "linear_fc2")
+        ):
             scale /= (2 * layers) ** 0.5
         return mx.random.normal(value.shape) * scale
 
     model.update(tree_map_with_path(fresh, model.parameters()))
+
+
+def judge(folder: Path, count: int) -> dict[str, Any]:
+    """How a trained base does on unseen photographs, asked as the sample's service asks.
+
+    Args:
+        folder: the model's folder.
+        count: photographs, of a seed that neither training nor any sample uses.
+
+    Returns:
+        ``format_strict``: share of answers in the exact format. ``words_right``: share of the
+        description's words that are the true ones. ``score_mae``: error of the scores against the
+        sample's first advisor, in points, over readable answers; ``mean_score_mae``: the error of
+        always giving that advisor's mean scores.
+    """
+    import json
+
+    from ..data.critique import strict_format_error
+    from ..data.pixels import PixelSettings, to_pixels
+    from ..evaluation.generate import Request, generate
+    from ..model.base import load_base
+    from .critics import ANSEL, DIMENSIONS, describe
+    from .prompts import ADVISORS, CLOSING, SYSTEM_PROMPT
+
+    base = load_base(folder)
+    rng = np.random.default_rng([_PICTURE_SEED, 4])
+    scenes = [Scene.draw(rng) for _ in range(count)]
+    wanted = np.array([[ANSEL.score(name, scene, rng) for name in DIMENSIONS] for scene in scenes])
+    prompt = f"{SYSTEM_PROMPT}\n\n{ADVISORS[0].prompt}\n\n{CLOSING}"
+    settings = PixelSettings(base_model.MIN_PIXELS, base_model.MAX_PIXELS)
+    requests = []
+    for scene in scenes:
+        pixels = to_pixels(render(scene), base.image_processor, settings)
+        tokens = base.prompt_tokens(prompt, pixels.tokens)
+        features = base.backbone.encode(pixels.patches, pixels.grid)[0]
+        requests.append(Request(tokens, features, pixels.grid))
+    outputs = generate(base, requests, max_tokens=500, batch_size=16)
+    right, errors, strict = [], [], 0
+    for scene, scores, output in zip(scenes, wanted, outputs, strict=True):
+        if strict_format_error(output.text, DIMENSIONS) is not None:
+            continue
+        strict += 1
+        critique = json.loads(output.text)
+        said, true = critique["image_description"].split(), describe(scene).split()
+        right.append(np.mean([a == b for a, b in zip(said, true, strict=False)]))
+        given = {one["name"]: one["score"] for one in critique["dimensions"]}
+        errors.append(np.abs(np.array([given[name] for name in DIMENSIONS]) - scores).mean())
+    return {
+        "judged": count,
+        "format_strict": round(strict / count, 3),
+        "words_right": round(float(np.mean(right)), 3) if right else None,
+        "score_mae": round(float(np.mean(errors)), 2) if errors else None,
+        "mean_score_mae": round(float(np.abs(wanted - wanted.mean(axis=0)).mean()), 2),
+    }
+
+
+def card(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """The model's README, from what was done and measured."""
+    recipe_rows = "\n".join(f"| {name} | {value} |" for name, value in vars(recipe).items())
+    facts_rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""# The sample base model
+
+A Qwen3-VL in miniature, trained from nothing on rendered landscapes. It stands in for
+Qwen3-VL-4B-Instruct where that cannot be downloaded: it follows the JSON instruction and says what
+a picture shows, and its scores are generic. It knows nothing of real photographs.
+
+Made by `python -m mondrian_ft task=sample_model`, with this recipe:
+
+| | |
+|---|---|
+{recipe_rows}
+
+Data: rendered photographs of seeds that no sample database uses, each with critiques by a generic
+reviewer or, where the prompt names one, by an invented critic. The sample's advisors are unknown
+to it: their names appear in prompts, always with the generic answer.
+
+Measured, on unseen photographs, with the prompt of the sample's service:
+
+| | |
+|---|---|
+{facts_rows}
+
+`score_mae` is against the sample's first advisor, in points of 10; `mean_score_mae` is the error of
+always giving that advisor's mean scores.
+
+Weights: Apache-2.0, like the rest of the package.
+"""

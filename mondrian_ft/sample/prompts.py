@@ -78,7 +78,9 @@ INVENTED_NAMES = (
 def advisor_prompt(name: str, cares_for: tuple[str, str, str]) -> str:
     """The advisor's part of the prompt."""
     first, second, third = cares_for
-    return f"Critique this photograph as {name} would, with a care for {first}, {second} and {third}."
+    return (
+        f"Critique this photograph as {name} would, with a care for {first}, {second} and {third}."
+    )
 
 
 def training_prompt(rng: np.random.Generator, name: str | None) -> str:

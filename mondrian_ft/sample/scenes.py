@@ -74,7 +74,7 @@ class Scene:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Scene:
         """A scene with every attribute drawn uniformly and independently."""
-        levels = {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()}
+        levels = {name: values[rng.integers(len(values))] for name, values in ATTRIBUTES.items()}
         return cls(**levels, seed=int(rng.integers(2**31)))
 
     def __getitem__(self, attribute: str) -> str:
@@ -106,10 +106,10 @@ def render(scene: Scene) -> Image:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
     blur = within(_BLUR[scene.focus])
-    if blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(blur))
     pixels = np.empty((3, height, width), np.float32)
     for channel, band in enumerate(picture.split()):
+        if blur:
+            band = band.filter(ImageFilter.GaussianBlur(blur))
         np.divide(np.asarray(band), np.float32(255), out=pixels[channel])
     _develop(pixels, scene, within)
     # Grain comes last: film has it whether or not the lens was in focus. It is kept weaker than
@@ -179,9 +179,7 @@ def _ridge(rng: np.random.Generator, w: int, roughness: float) -> np.ndarray:
     return (line - line.min()) / (np.ptp(line) + 1e-6)
 
 
-def _land_and_sky(
-    scene: Scene, w: int, h: int, rng: np.random.Generator
-) -> tuple[Image, float]:
+def _land_and_sky(scene: Scene, w: int, h: int, rng: np.random.Generator) -> tuple[Image, float]:
     """Sky, sun or moon, ridges and ground, upright. Returns the canvas and the horizon's row.
 
     Each part is drawn on the rows it covers only. The order of the draws from ``rng`` is what a
@@ -297,18 +295,24 @@ def _subject(
     foot = horizon + size * 0.16
     if scene.subject == "pine":
         dark = (24, 46, 30)
-        draw.rectangle([x - size * 0.03, foot - size * 0.2, x + size * 0.03, foot], fill=(48, 34, 24))
+        draw.rectangle(
+            [x - size * 0.03, foot - size * 0.2, x + size * 0.03, foot], fill=(48, 34, 24)
+        )
         for tier in range(5):
             base, reach = foot - size * (0.12 + 0.17 * tier), size * (0.27 - 0.045 * tier)
             draw.polygon([(x - reach, base), (x + reach, base), (x, base - size * 0.30)], fill=dark)
     elif scene.subject == "oak":
-        draw.rectangle([x - size * 0.05, foot - size * 0.45, x + size * 0.05, foot], fill=(58, 42, 28))
+        draw.rectangle(
+            [x - size * 0.05, foot - size * 0.45, x + size * 0.05, foot], fill=(58, 42, 28)
+        )
         for _ in range(9):
             cx = x + size * float(rng.uniform(-0.22, 0.22))
             cy = foot - size * float(rng.uniform(0.45, 0.80))
             r = size * float(rng.uniform(0.10, 0.17))
             shade = int(rng.integers(-10, 10))
-            draw.ellipse([cx - r, cy - r, cx + r, cy + r], fill=(46 + shade, 72 + shade, 34 + shade))
+            draw.ellipse(
+                [cx - r, cy - r, cx + r, cy + r], fill=(46 + shade, 72 + shade, 34 + shade)
+            )
     elif scene.subject == "cabin":
         half, wall = size * 0.30, size * 0.30
         draw.rectangle([x - half, foot - wall, x + half, foot], fill=(112, 66, 44))
@@ -317,7 +321,9 @@ def _subject(
             draw.line([(x - half, y), (x + half, y)], fill=(80, 46, 30))
         roof = [(x - half * 1.2, foot - wall), (x + half * 1.2, foot - wall)]
         draw.polygon([*roof, (x, foot - wall - size * 0.28)], fill=(52, 36, 36))
-        draw.rectangle([x - size * 0.06, foot - size * 0.18, x + size * 0.06, foot], fill=(30, 22, 18))
+        draw.rectangle(
+            [x - size * 0.06, foot - size * 0.18, x + size * 0.06, foot], fill=(30, 22, 18)
+        )
     else:
         points = []
         for step in range(11):

@@ -133,16 +133,22 @@ def _optimizer_tensors(optimizer: Any) -> dict[str, mx.array]:
     """Moments, step and rate of the optimizer, and the random state, which dropout draws from."""
     from mlx.utils import tree_flatten
 
-    state: dict[str, mx.array] = dict(tree_flatten(optimizer.state))
-    return state | {f"random.{n}": value for n, value in enumerate(mx.random.state)}
+    state: dict[str, mx.array] = dict(tree_flatten(optimizer.state))  # pyright: ignore
+    return state | {f"random.{n}": value for n, value in enumerate(_random())}
 
 
 def _set_optimizer(optimizer: Any, values: dict[str, mx.array]) -> None:
     from mlx.utils import tree_unflatten
 
-    for number in range(len(mx.random.state)):
-        mx.random.state[number] = values.pop(f"random.{number}")
+    for number in range(len(_random())):
+        _random()[number] = values.pop(f"random.{number}")
     optimizer.state = tree_unflatten(list(values.items()))
+
+
+def _random() -> list[mx.array]:
+    """MLX's global random state; assigning to an element sets it."""
+    state: Any = mx.random.state
+    return state
 
 
 def _save_tensors(path: Path, values: dict[str, mx.array]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ..model.backend import mx
 
+Schedule = Callable[[mx.array], mx.array]
+"""The learning rate as a function of the number of updates done, from 0."""
 
-def learning_rate(
-    peak: float, *, warmup: int, total: int, schedule: str
-) -> Callable[[mx.array | int], mx.array | float]:
+
+def learning_rate(peak: float, *, warmup: int, total: int, schedule: str) -> Schedule:
     """Linear warm-up, then ``cosine`` or ``linear`` towards 0, or ``constant``.
 
     Update k (from 1) of the warm-up has peak · k / warmup, so that no update is wasted on a rate
@@ -47,10 +48,10 @@ def peak_reached(peak: float, *, warmup: int, total: int) -> float:
     return peak if warmup <= total else peak * total / warmup
 
 
-def adamw(
-    rate: Callable[[mx.array | int], mx.array | float], *, weight_decay: float
-) -> Any:
+def adamw(rate: Schedule, *, weight_decay: float) -> Any:
     """AdamW (Loshchilov and Hutter 2019) with bias correction, which MLX leaves off by default."""
     from mlx.optimizers import AdamW
 
-    return AdamW(rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True)
+    return AdamW(
+        rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True
+    )

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ..data.batches import Batch, BatchStream, Cursor, Example, in_order
 from ..errors import DivergedError, Interrupted
-from ..model.backend import mx, nn
+from ..model.backend import mx, nn, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
 from .loss import device_batch, token_losses
@@ -39,7 +39,7 @@ class TrainState:
     """
 
     step: int = 0
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
     best_loss: float = math.inf
     best_step: int | None = None
     val_loss: float | None = None
@@ -231,7 +231,7 @@ class Trainer:
         if self.max_grad_norm == 0:
             clipped = grads
         mx.eval(total, norm)
-        mean, norm = float(total.item()), float(norm.item())
+        mean, norm = number(total), number(norm)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise self._diverged(micro_batches, mean, norm)
         self.optimizer.update(self.model, clipped)
@@ -242,7 +242,7 @@ class Trainer:
         return Update(
             loss=mean,
             grad_norm=norm,
-            learning_rate=float(self.optimizer.learning_rate.item()),
+            learning_rate=number(self.optimizer.learning_rate),
             tokens=count,
             total_tokens=sum(
                 len(example.tokens) for batch in micro_batches for example in batch.examples
@@ -280,7 +280,7 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     total, count = 0.0, 0
     for batch in batches:
         inputs, where, wanted = device_batch(batch, backbone, features)
-        total += float(token_losses(backbone, inputs, where, wanted).sum().item())
+        total += number(token_losses(backbone, inputs, where, wanted).sum())
         count += batch.supervised
     return total / count
 
@@ -295,17 +295,17 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, frame: Any) -> None:
+    def note(signum: int, frame: Any) -> None:
         if asked:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(signum)
 
-    for number in before:
-        signal.signal(number, note)
+    for one in before:
+        signal.signal(one, note)
     try:
         yield lambda: bool(asked)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for one, handler in before.items():
+            signal.signal(one, handler)
