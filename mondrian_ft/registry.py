@@ -38,15 +38,10 @@ _START = "0" * 64
 class Version(NamedTuple):
     """One registered adapter.
 
-    Attributes:
-        version: ``v1``, ``v2``, …
-        hash: of its weights and scale, 64 hexadecimal digits, from its manifest.
-        created: when it was trained, ISO 8601.
-        channels: the channels that mean it, sorted.
-        metrics: ``verdict``, ``n``, ``format_strict`` and ``score_mae`` of its evaluation, and the
-            last two of its base as ``base_…``; None if it was not evaluated.
-        path: its adapter directory.
-        fresh: whether this very call registered it.
+    ``hash`` (64 hex digits) and ``created`` (ISO 8601) are its manifest's, ``path`` is its adapter
+    directory. ``metrics`` has ``verdict``, ``n``, ``format_strict`` and ``score_mae`` of its
+    evaluation, and the last two of its base as ``base_…``; None if it was not evaluated. ``fresh``
+    says whether this very call registered it.
     """
 
     version: str
@@ -81,10 +76,8 @@ def register(
         facts: where it came from, for the history (JSON types).
         channel: shall mean the new version from now on; None leaves all channels alone.
 
-    Raises:
-        RegistryError: a name is unusable, the directory is no adapter directory, or the history
-            does not hold together.
-        MondrianError: the disk refuses.
+    Raises `RegistryError` for an unusable name, directory or history, and `MondrianError` if the
+    disk refuses.
     """
     home, source = _home(root, name), Path(adapter_dir).absolute()
     if channel is not None and (not _NAME.fullmatch(channel) or _VERSION.fullmatch(channel)):
@@ -117,27 +110,23 @@ def register(
 def versions(root: Path, name: str) -> list[Version]:
     """Every version, oldest first; none if nothing was ever registered under that name.
 
-    Raises:
-        RegistryError: a version's manifest or report, or a channel's pointer, cannot be read.
+    Raises `RegistryError` if a manifest, a report or a channel's pointer cannot be read.
     """
     home = _home(root, name)
     channels = {path.stem: _load(path).get("version") for path in _pointers(home)}
     found = []
     for label in _labels(home):
-        manifest = _manifest(home / label)
+        path, about = home / label, _manifest(home / label)
         mine = tuple(channel for channel, version in channels.items() if version == label)
-        metrics = _metrics(home / label / REPORT)
-        created = str(manifest["created"])
-        found.append(Version(label, manifest["hash"], created, mine, metrics, home / label))
+        created, metrics = str(about["created"]), _metrics(path / REPORT)
+        found.append(Version(label, about["hash"], created, mine, metrics, path))
     return found
 
 
 def resolve(root: Path, name: str, ref: str) -> Path:
     """The adapter directory that a version (``v3``) or a channel (``candidate``) means.
 
-    Raises:
-        RegistryError: there is no such version or channel, or the channel's version is gone or
-            no longer the one it was pointed at.
+    Raises `RegistryError` if there is none, or if the channel's version is gone or was swapped.
     """
     home = _home(root, name)
     labels, pointers = _labels(home), {path.stem: path for path in _pointers(home)}
@@ -151,22 +140,17 @@ def resolve(root: Path, name: str, ref: str) -> Path:
     pointer = _load(pointers[ref])
     folder = home / str(pointer.get("version"))
     if _manifest(folder)["hash"] != pointer.get("hash"):
-        raise RegistryError(
-            f"{folder} is not the adapter that the channel {ref} was pointed at; restore it from "
-            "the run that trained it."
-        )
+        raise RegistryError(f"{folder} is not the adapter {ref} was pointed at; restore that one.")
     return folder
 
 
 def history(root: Path, name: str) -> list[dict[str, Any]]:
     """Everything that ever happened, oldest first, after checking that nothing was changed.
 
-    Each entry has ``number`` (from 1), ``at``, ``event``, ``version``, ``hash``, ``channel``,
-    ``facts``, ``files`` (SHA-256 of each), ``previous`` (the hash of the line before; 64 zeros for
-    the first) and ``line`` (its own).
+    Entries have ``number`` (from 1), ``at``, ``event``, ``version``, ``hash``, ``channel``,
+    ``facts``, ``files`` (SHA-256 of each), ``previous`` (the line before's hash) and ``line``.
 
-    Raises:
-        RegistryError: an entry was changed, removed or moved, naming the first that does not fit.
+    Raises `RegistryError`, naming the line, if one was changed, removed or moved.
     """
     path = _home(root, name) / HISTORY
     entries: list[dict[str, Any]] = []
@@ -187,9 +171,6 @@ def history(root: Path, name: str) -> list[dict[str, Any]]:
     return entries
 
 
-# -- writing, with the lock held -----------------------------------------------------------------
-
-
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock when its process ends."""
@@ -197,10 +178,8 @@ def _locked(home: Path) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         file = (home / ".lock").open("a")
     except OSError as error:
-        raise RegistryError(
-            f"The registry {home} cannot be written ({error.strerror}); set registry.root to a "
-            "folder you may write to."
-        ) from error
+        what = f"The registry {home} cannot be written ({error.strerror})"
+        raise RegistryError(f"{what}; set registry.root to a folder you may write to.") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -230,7 +209,7 @@ def _recover(home: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, entries: list[dict[str, Any]], event: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a line to the history; it is on the disk before this returns."""
+    """Add a line to the history, on the disk before this returns."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     previous = entries[-1]["line"] if entries else _START
     entry = {"number": len(entries) + 1, "at": at, **event, "previous": previous}
@@ -252,9 +231,6 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=skipped, copy_function=shutil.copyfile)
     for name in _files(target):
         (target / name).chmod(0o444)
-
-
-# -- reading -------------------------------------------------------------------------------------
 
 
 def _home(root: Path, name: str) -> Path:

@@ -122,6 +122,11 @@ class Run:
             else:
                 run._close("done")
 
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The whole config as plain values, the way run.json shows it."""
+        return as_dict(self.config)
+
     def record(self, **facts: Any) -> None:
         """Adds facts (JSON types) to run.json at once, so that a kill cannot lose them.
 

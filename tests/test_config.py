@@ -70,7 +70,7 @@ def test_the_default_is_the_sample() -> None:
         0.15,
         0.15,
     )
-    assert config.data.max_pixels == 128 * 128
+    assert config.data.max_pixels == 24_576
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

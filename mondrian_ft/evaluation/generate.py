@@ -91,12 +91,10 @@ def _decode(
     base: Base, requests: Sequence[Request], max_tokens: int, temperature: float
 ) -> list[list[int]]:
     """Token ids of each answer, the end token included where there is one."""
-    from mlx_vlm.models.cache import KVCache
-
     backbone = base.backbone
     lengths = np.array([len(request.tokens) for request in requests])
     rows, width = len(requests), int(lengths.max())
-    cache = [KVCache() for _ in backbone.text.layers]
+    cache = backbone.new_cache()
     tokens = np.full((rows, width), base.pad_token, np.int32)
     for row, request in enumerate(requests):
         tokens[row, : lengths[row]] = request.tokens

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.pixels import ImageProcessor
 from ..errors import ModelError
 from .backend import default_dtype, mx, nn
 from .qwen3_vl import Qwen3VL
@@ -19,7 +18,6 @@ from .qwen3_vl import Qwen3VL
 # transformers announces on import that torch is missing; it is missing on purpose.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-SAMPLE_NAME = "mondrian_ft sample model"
 QUANTIZATION_GROUP = 64
 
 
@@ -54,7 +52,7 @@ class Base:
 
     backbone: Qwen3VL
     tokenizer: Any
-    image_processor: ImageProcessor
+    image_processor: Any
     identity: Identity
     folder: Path
 
@@ -119,12 +117,17 @@ class Base:
 
 
 def load_base(
-    path: str | Path | None, *, dtype: str = "auto", quantize_bits: int | None = None
+    path: str | Path,
+    *,
+    name: str | None = None,
+    dtype: str = "auto",
+    quantize_bits: int | None = None,
 ) -> Base:
     """Load a base model.
 
     Args:
-        path: a folder, a Hugging Face id, or None for the embedded sample model.
+        path: a folder, or a Hugging Face id.
+        name: what to call it in records; None for the path as it was given.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize_bits: quantise the language model's matrices to 4 or 8 bits after loading.
 
@@ -132,7 +135,8 @@ def load_base(
         ModelError: the folder does not exist or is incomplete, the hub cannot be reached, or the
             architecture is not supported.
     """
-    folder, name = _resolve(path)
+    folder = _resolve(path)
+    name = name or str(path)
     _check_folder(folder, name)
     from mlx_vlm.utils import load_model, load_processor
 
@@ -173,15 +177,11 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _resolve(path: str | Path | None) -> tuple[Path, str]:
-    """The model's folder and the name to call it by."""
-    if path is None:
-        from ..sample import model_dir
-
-        return model_dir(), SAMPLE_NAME
+def _resolve(path: str | Path) -> Path:
+    """The model's folder, downloaded if it has to be."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return folder.resolve(), str(path)
+        return folder.resolve()
     looks_local = folder.is_absolute() or str(path).startswith((".", "~")) or folder.suffix
     if looks_local or str(path).count("/") != 1:
         raise ModelError(
@@ -193,7 +193,7 @@ def _resolve(path: str | Path | None) -> tuple[Path, str]:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns)), str(path)
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise ModelError(
             f"model.path={path} is not a folder here and could not be downloaded from the Hugging "

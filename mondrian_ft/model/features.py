@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from ..data.pixels import Pixels
 from .backend import mx
-from .qwen3_vl import Qwen3VL, VisionFeatures
+from .qwen3_vl import Grid, Qwen3VL, VisionFeatures
 
 _TOGETHER = 8
+
+
+class Patched(Protocol):
+    """A photograph as patches; ``data.pixels.Pixels`` is one."""
+
+    @property
+    def patches(self) -> np.ndarray: ...
+    @property
+    def grid(self) -> Grid: ...
 
 
 class FeatureStore:
@@ -31,10 +40,10 @@ class FeatureStore:
         self._kept: OrderedDict[str, VisionFeatures] = OrderedDict()
         self._bytes = 0
 
-    def get(self, photographs: Sequence[tuple[str, Pixels]]) -> list[VisionFeatures]:
+    def get(self, photographs: Sequence[tuple[str, Patched]]) -> list[VisionFeatures]:
         """Features of photographs, each given as a key (its content's hash) and its pixels."""
         found: dict[str, VisionFeatures] = {}
-        wanted: dict[tuple[int, int, int], dict[str, Pixels]] = {}
+        wanted: dict[Grid, dict[str, Patched]] = {}
         for key, pixels in photographs:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.pixels import Grid
 from .backend import mx
+
+Grid = tuple[int, int, int]
+"""Patches of a picture: (time, height, width); time is 1 for photographs."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ class Qwen3VL:
                 added = _take(inputs.deepstack[number], index, h.dtype)
                 h = h + mx.where((index > 0)[..., None], added, mx.zeros_like(added))
         return self.text.norm(h)
+
+    def new_cache(self) -> list[Any]:
+        """Empty key-value caches, one per layer, for :meth:`hidden`."""
+        from mlx_vlm.models.cache import KVCache
+
+        return [KVCache() for _ in self.text.layers]
 
     def head(self, h: mx.array) -> mx.array:
         """Logits (..., V) of hidden states (..., D)."""

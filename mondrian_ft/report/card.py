@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from ..files import atomic_write_text
+
+
+def write_card(folder: Path, manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> None:
+    """Write the card as the adapter directory's ``README.md``."""
+    atomic_write_text(folder / "README.md", card(manifest, report))
 
 
 def card(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:

@@ -450,7 +450,7 @@ def _bad_analyses(service: _Service) -> None:
             kind = spoil.__name__.strip("_")
             service.job(kind, shown, text=text, inline=inline, reason=reason)
     for value in (None, ""):
-        missing = {"analysis_file": value, "analysis_markdown": value}
+        missing: dict[str, Any] = {"analysis_file": value, "analysis_markdown": value}
         reason = Reason.NO_ANALYSIS
         service.job("no_analysis", next(shots), text=None, reason=reason, **missing)
     for _ in range(2):
@@ -521,14 +521,14 @@ def _bad_rows(service: _Service) -> None:
 
 
 def profiles(planned: Plan, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Rows of ``dimensional_profiles``: eight dimensions, and two of the odd rows real ones have."""
+    """Rows of ``dimensional_profiles``: eight dimensions, and two odd rows as real ones are."""
     rows = []
     photographs = [shown for shown in planned.photographs if not shown.damage][:12]
     for index, shown in enumerate(photographs):
         critique = ANSEL.critique(shown.scene, rng)
         scores = [dimension["score"] for dimension in critique["dimensions"]]
         isolation = round(sum(scores) / len(scores))
-        values: list[float] = [*scores[:4], isolation, *scores[4:]]
+        values = [*scores[:4], isolation, *scores[4:]]
         overall = critique["overall_score"]
         path = f"/Users/studio/mondrian/source/{shown.name}"
         if index == 10:

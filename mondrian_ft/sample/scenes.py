@@ -8,6 +8,7 @@ critique is true of its picture by construction, and what a model says can be ch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -283,14 +284,13 @@ def _subject(
     height: int,
     horizon: float,
     rng: np.random.Generator,
-    within,
+    within: Callable[[tuple[float, float]], float],
 ) -> Image:
     """Draw the main subject with its foot a little below the horizon."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
-    w, h = image.size
-    x = (w - width) / 2 + width * within(_PLACEMENT_X[scene.placement])
+    x = (image.width - width) / 2 + width * within(_PLACEMENT_X[scene.placement])
     size = min(width, height) * float(rng.uniform(0.36, 0.42))
     foot = horizon + size * 0.16
     if scene.subject == "pine":
@@ -335,7 +335,9 @@ def _subject(
     return image
 
 
-def _develop(pixels: np.ndarray, scene: Scene, within) -> None:
+def _develop(
+    pixels: np.ndarray, scene: Scene, within: Callable[[tuple[float, float]], float]
+) -> None:
     """Saturation, then contrast and exposure as spread and mean of luminance, in place.
 
     Spread and mean are set, not scaled: a scene's own brightness must not pass for its exposure.

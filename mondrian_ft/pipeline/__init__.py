@@ -1,0 +1,184 @@
+"""The tasks' bodies: what each verb does, in the order it does it.
+
+Config objects stop here. The rooms below take values, and could be used from a notebook in the
+same way as these functions use them. What a verb needs is imported when it runs: linking must not
+wait for MLX.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import AdapterError
+from ..files import atomic_write_text
+from ..report import screen
+from .words import command
+
+if TYPE_CHECKING:
+    from .. import tasks
+    from ..config import Config
+    from ..run import Run
+
+
+def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
+    """The whole main job. Returns the validation loss of the adapter that was kept."""
+    from . import evaluation, rows, training, versioning
+
+    folder = _adapter_dir(task.output_dir, run)
+    parts = rows.linked_and_prepared(config, run)
+    base, features = training.load_base_of(config, run)
+    adapter, loss = training.train(config, run, base, features, parts, folder)
+    if parts.judged:
+        report = evaluation.evaluate(config, run, base, features, parts, adapter)
+        page = run.folder / "report.html"
+        version = versioning.register(config, run, adapter.folder)
+        screen.show_closing(
+            run.console,
+            report,
+            adapter=adapter.folder,
+            page=page,
+            commands=[
+                ("what the adapter was trained on, and all versions", command("task=versions")),
+                (
+                    f"give {version} to mlx-vlm",
+                    command(
+                        "task=export",
+                        "task.format=mlx",
+                        f"task.adapter={screen.near(adapter.folder)}",
+                    ),
+                ),
+            ],
+        )
+    else:
+        run.warn("there is neither a test nor a validation part, so the adapter was not evaluated")
+        versioning.register(config, run, adapter.folder)
+    return loss
+
+
+def link(task: tasks.Link, config: Config, run: Run) -> None:
+    """Job database, photographs and analyses to a manifest."""
+    from . import rows
+
+    rows.link(config, run)
+
+
+def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
+    """Manifest to rows. Without ``data.manifest`` and a linked folder, links first."""
+    from ..data.link import MANIFEST_NAME
+    from . import rows
+
+    folder = rows.data_dir(config, run)
+    if config.data.manifest is None and not (folder / MANIFEST_NAME).is_file():
+        rows.link(config, run)
+    rows.prepare(config, run)
+
+
+def train(task: tasks.Train, config: Config, run: Run) -> float | None:
+    """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
+    from . import rows, training
+
+    folder = _adapter_dir(task.output_dir, run)
+    parts = rows.load(config, run)
+    base, features = training.load_base_of(config, run)
+    adapter, loss = training.train(config, run, base, features, parts, folder)
+    run.console.print(f"adapter  {screen.near(adapter.folder)}", soft_wrap=True, markup=False)
+    run.console.print("\nNext", style="bold")
+    data = screen.near(rows.data_dir(config, run))
+    judge = command(
+        "task=evaluate", f"task.adapter={screen.near(adapter.folder)}", f"data.output_dir={data}"
+    )
+    run.console.print(f"  # compare it with its base\n  {judge}", soft_wrap=True, markup=False)
+    return loss
+
+
+def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
+    """Base against tuned. Returns the tuned score error, or None without an adapter."""
+    from ..model import adapter as adapters
+    from . import evaluation, rows, training, versioning
+
+    parts = rows.load(config, run)
+    base, features = training.load_base_of(config, run)
+    adapter = None
+    if task.adapter is not None:
+        settings = training.pixel_settings(config)
+        print_of = training.pixel_facts(base, settings)["fingerprint"]
+        adapter = adapters.load(
+            versioning.find_adapter(task.adapter, config), base, pixels=print_of
+        )
+    elif [arm for arm in config.eval.arms if arm != "base"]:
+        run.warn("task.adapter is not set, so only the base is evaluated")
+    report = evaluation.evaluate(config, run, base, features, parts, adapter)
+    screen.show_closing(
+        run.console,
+        report,
+        adapter=adapter.folder if adapter else None,
+        page=run.folder / "report.html",
+    )
+    return report["evidence"]["arms"].get("tuned", {}).get("score_mae")
+
+
+def export(task: tasks.Export, config: Config, run: Run) -> None:
+    """An adapter directory to another layout."""
+    from ..model import adapter as adapters
+    from . import versioning
+
+    if task.adapter is None:
+        raise AdapterError("task.adapter is not set; give the adapter directory to export")
+    adapter = adapters.read(versioning.find_adapter(task.adapter, config))
+    folder = Path(task.output_dir) if task.output_dir else run.folder / "export"
+    write = {"mlx": adapters.export_mlx, "peft": adapters.export_peft}[task.format]
+    write(adapter, folder)
+    run.record(exported={"format": str(task.format), "folder": str(folder), "hash": adapter.hash})
+    run.console.print(f"exported {screen.near(folder)}", soft_wrap=True, markup=False)
+
+
+def register(task: tasks.Register, config: Config, run: Run) -> None:
+    """An adapter directory to the registry's next version."""
+    from . import versioning
+
+    if task.adapter is None:
+        raise AdapterError("task.adapter is not set; give the adapter directory to register")
+    versioning.register(config, run, Path(task.adapter))
+
+
+def versions(task: tasks.Versions, config: Config, run: Run) -> None:
+    """The registry's versions, oldest first."""
+    from .. import registry
+    from . import versioning
+
+    found = registry.versions(Path(config.registry.root), versioning.registry_name(config))
+    if task.format == "json":
+        print(json.dumps([version.as_dict() for version in found], indent=2))
+        return
+    if not found:
+        run.console.print(
+            f"The registry has no version of {versioning.registry_name(config)} yet; the main job "
+            "registers one.",
+            markup=False,
+        )
+        return
+    run.console.print(screen.versions_table([version.as_dict() for version in found]))
+
+
+def sample_model(task: tasks.SampleModel, config: Config, run: Run) -> float | None:
+    """Trains the sample's base model again. Returns its final training loss."""
+    from ..sample import pretrain
+
+    folder = Path(task.output_dir) if task.output_dir else run.folder / "model"
+    recipe = pretrain.Recipe(
+        pictures=task.pictures, steps=task.steps, batch=task.batch_size, seed=task.seed
+    )
+    facts = pretrain.train(folder, recipe, lambda line: run.console.print(f"  {line}"))
+    facts |= pretrain.judge(folder, task.judged)
+    atomic_write_text(folder / "README.md", pretrain.card(recipe, facts))
+    run.record(sample_model=facts)
+    for name, value in facts.items():
+        run.console.print(f"{name:<24} {value}", markup=False)
+    run.console.print(f"model    {screen.near(folder)}", soft_wrap=True, markup=False)
+    return float(facts["final_loss"])
+
+
+def _adapter_dir(output_dir: str | None, run: Run) -> Path:
+    return Path(output_dir) if output_dir else run.folder / "adapter"

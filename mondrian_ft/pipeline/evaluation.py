@@ -1,0 +1,125 @@
+"""Comparing base and tuned, and writing the reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.rows import Row
+from ..errors import DataError
+from ..evaluation import comparison
+from ..evaluation.evaluator import Evaluator
+from ..files import atomic_write_bytes, atomic_write_json
+from ..model.adapter import Adapter
+from ..model.base import Base
+from ..model.features import FeatureStore
+from ..report import html
+from ..report.card import write_card
+from .rows import Parts
+from .training import encode_rows, pixel_facts, pixel_settings
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..run import Run
+
+
+def evaluate(
+    config: Config,
+    run: Run,
+    base: Base,
+    features: FeatureStore,
+    parts: Parts,
+    adapter: Adapter | None,
+) -> dict[str, Any]:
+    """Compare the arms, write the reports, and return the comparison."""
+
+    rows = parts.judged[: config.eval.max_examples]
+    if not rows:
+        raise DataError(
+            "there are no held-out rows to evaluate; give data.val_split or data.test_split a share"
+        )
+    if adapter is not None:
+        _check_unseen(adapter, rows)
+    examples = encode_rows(config, run, base, rows)
+    if not examples:
+        raise DataError("every held-out row is too long for the model; lower data.max_pixels")
+    arms = [str(arm) for arm in config.eval.arms if adapter is not None or arm == "base"]
+    evaluator = Evaluator(
+        base,
+        features,
+        max_tokens=config.eval.max_tokens,
+        batch_size=config.eval.batch_size,
+        temperature=config.eval.temperature,
+        seed=config.trainer.seed,
+    )
+    run.console.print(f"Evaluating {len(examples)} held-out photographs.", markup=False)
+    with run.console.status("answering") as status:
+        outputs = evaluator.run(
+            examples, arms, lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}")
+        )
+    report = comparison.build(
+        rows=[example.row for example in examples],
+        arms=outputs,
+        train_rows=parts.train,
+        base_model=base.identity.name,
+        lora_path=str(adapter.folder) if adapter else None,
+        validation_data=parts.source,
+        settings={
+            "max_tokens": config.eval.max_tokens or evaluator.limit(examples),
+            "batch_size": config.eval.batch_size,
+            "temperature": config.eval.temperature,
+            "pixels": pixel_facts(base, pixel_settings(config)),
+            "data_lock": parts.lock,
+            "base": asdict(base.identity),
+        },
+        adapter_hash=adapter.hash if adapter else None,
+    )
+    path = Path(config.eval.report) if config.eval.report else None
+    path = path or run.folder / "evaluation" / "comparison_report.json"
+    atomic_write_json(path, report)
+    facts = json.loads((run.folder / "run.json").read_text())
+    log = run.folder / "training_log.jsonl"
+    if not log.is_file() and adapter is not None:
+        log = adapter.folder / "training_log.jsonl"
+    page = html.write(report, log, facts, run.folder / "report.html")
+    atomic_write_bytes(path.parent / "report.html", page.read_bytes())
+    if adapter is not None:
+        _attach_evaluation(adapter, report, page)
+    evidence = report["evidence"]
+    run.record(evaluation={"report": str(path), "verdict": evidence["verdict"]})
+    run.tracker.summary(
+        {
+            f"{arm}/{key}": facts_of[key]
+            for arm, facts_of in evidence["arms"].items()
+            for key in ("format_strict", "score_mae")
+            if facts_of.get(key) is not None
+        }
+        | {"verdict": evidence["verdict"]}
+    )
+    return report
+
+
+def _attach_evaluation(adapter: Adapter, report: dict[str, Any], page: Path) -> None:
+    """Put the evaluation beside the weights it is about; a registered version is left as it is."""
+    folder = adapter.folder / "evaluation"
+    try:
+        atomic_write_json(folder / "comparison_report.json", report)
+    except PermissionError:
+        return
+    atomic_write_bytes(folder / "report.html", page.read_bytes())
+    write_card(adapter.folder, adapter.manifest, report)
+
+
+def _check_unseen(adapter: Adapter, rows: Sequence[Row]) -> None:
+    """Refuse to judge an adapter on photographs it was trained on."""
+    seen = set(adapter.manifest.get("trained_on", []))
+    known = [row for row in rows if row.image_sha256 in seen]
+    if known:
+        raise DataError(
+            f"{len(known)} of {len(rows)} photographs to evaluate were trained on by "
+            f"{adapter.folder.name}, {known[0].image_path.name} first; evaluate on the split it "
+            "was trained with (data.output_dir), or on other photographs"
+        )

@@ -1,0 +1,39 @@
+"""Commands to type next, with this run's own choices in them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..report import screen
+from .rows import data_dir
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..run import Run
+
+
+def command(*overrides: str) -> str:
+    """A command with this run's own choices of model, data and experiment, and the given ones."""
+    kept = [
+        word
+        for word in sys.argv[1:]
+        if word.lstrip("+").startswith(("experiment=", "model", "data", "registry"))
+        and not word.startswith(tuple(f"{over.split('=')[0]}=" for over in overrides))
+    ]
+    return " ".join(["python -m mondrian_ft", *map(shlex.quote, kept), *overrides])
+
+
+def resume_command(config: Config, run: Run, folder: Path) -> str:
+    """This very command, going on from the adapter folder's newest checkpoint."""
+    dropped = ("trainer.resume=", "task.output_dir=", "data.output_dir=")
+    kept = [word for word in sys.argv[1:] if not word.startswith(dropped)]
+    data = screen.near(data_dir(config, run))
+    added = [
+        f"task.output_dir={screen.near(folder)}",
+        f"data.output_dir={data}",
+        "trainer.resume=auto",
+    ]
+    return " ".join(["python -m mondrian_ft", *map(shlex.quote, kept), *added])
