@@ -87,7 +87,7 @@ def find_analysis(job: Job, advisor: str, shelf: Shelf) -> Analysis:
     inline = job.analysis_markdown or ""
     if name := _file_name(inline):
         where = shelf.folder or "data.analysis_dir, which is not set,"
-        raise LeftOut(Reason.ANALYSIS_MISSING, f"{where} holds no analysis {name!r}.")
+        raise LeftOut(Reason.ANALYSIS_MISSING, f"There is no analysis {name!r} in {where}.")
     if not inline.strip():
         raise LeftOut(Reason.NO_ANALYSIS, "The row has no analysis, as a file or as text.")
     if "analysis_markdown" in job.undecodable:

@@ -84,9 +84,9 @@ def encode(
 ) -> Example:
     """Encode one row.
 
-    The answer is tokenised with its prompt, and the prompt alone as well: the prompt's tokens
-    must be a prefix of the whole, or the boundary between what is given and what is learnt would
-    fall inside a token.
+    Prompt and answer are tokenised apart and joined, so that the prompt's tokens are a prefix of
+    the whole, the same that the model is given when it answers, and the boundary between what is
+    given and what is learnt never falls inside a token.
 
     Args:
         image_token: id of the token that stands for a piece of the picture.
@@ -151,6 +151,9 @@ class BatchStream:
         seed: of the orders.
         pad_token: fills rows on the right.
         cursor: where to begin.
+
+    Raises:
+        DataError: there are no examples.
     """
 
     def __init__(
@@ -162,6 +165,8 @@ class BatchStream:
         pad_token: int,
         cursor: Cursor = Cursor(),
     ) -> None:
+        if not examples:
+            raise DataError("there are no rows to train on; see the link report for the reasons")
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed

@@ -78,7 +78,7 @@ def find_photograph(filename: str | None, folder: Path) -> tuple[Path, str]:
     for rule, find in PHOTOGRAPH_RULES:
         if path := find(name, folder):
             return path, rule
-    raise LeftOut(Reason.PHOTOGRAPH_MISSING, f"{folder} holds no photograph {name!r}.")
+    raise LeftOut(Reason.PHOTOGRAPH_MISSING, f"There is no photograph {name!r} in {folder}.")
 
 
 def existing_file(path: Path) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 # Bump when the same file and settings start to give other numbers.
 PIPELINE_VERSION = 1
-MAX_FILE_PIXELS = 200_000_000
-"""Photographs that claim more pixels than this are refused unread (decompression bombs)."""
+MAX_FILE_PIXELS = 170_000_000
+"""Photographs that claim more pixels than this are refused unread (decompression bombs).
+
+Below the 178,956,970 at which Pillow refuses by itself, with advice for programmers.
+"""
 MIN_SIDE = 32
 """Pixels; one image token is 32 × 32, and a smaller picture shows nothing to criticise."""
 MAX_ASPECT = 200.0
@@ -78,19 +82,19 @@ def open_photograph(path: Path) -> Image:
     transparent is laid on white, as transformers' processor does.
 
     Raises:
-        DataError: the file is missing, no picture, truncated, too small, too long a strip, or
-            claims more than :data:`MAX_FILE_PIXELS`.
+        DataError: the file is missing, no picture, truncated, too small, too long a strip, in
+            floating point, or claims more than :data:`MAX_FILE_PIXELS`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            # Our own limit is lower than Pillow's error and says what to do.
+            # Our own limit is lower than Pillow's error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 _check_size(path, *file.size)
                 file.load()
-                upright = ImageOps.exif_transpose(file)
+                return _to_rgb(path, ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise DataError(
             f"photograph {path} does not exist; it was there when the data were linked, so link "
@@ -100,9 +104,10 @@ def open_photograph(path: Path) -> Image:
         raise DataError(
             f"{path} is not a picture Pillow can read; leave it out or replace it"
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise _too_large(path, "too many") from None
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise DataError(f"{path} cannot be decoded ({error}); leave it out or replace it") from None
-    return _to_rgb(upright)
 
 
 def to_pixels(photograph: Image, processor: ImageProcessor, settings: PixelSettings) -> Pixels:
@@ -143,10 +148,7 @@ def fingerprint(processor: ImageProcessor, settings: PixelSettings) -> str:
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_FILE_PIXELS:
-        raise DataError(
-            f"{path} claims {width}×{height} pixels, more than the {MAX_FILE_PIXELS:,} that are "
-            "read; shrink it first"
-        )
+        raise _too_large(path, f"{width}×{height}")
     if min(width, height) < MIN_SIDE:
         raise DataError(
             f"{path} has {width}×{height} pixels; a side needs at least {MIN_SIDE}, so leave it out"
@@ -157,14 +159,27 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _to_rgb(image: Image) -> Image:
+def _too_large(path: Path, claim: str) -> DataError:
+    return DataError(
+        f"{path} claims {claim} pixels, more than the {MAX_FILE_PIXELS:,} that are read; shrink it "
+        "first"
+    )
+
+
+def _to_rgb(path: Path, image: Image) -> Image:
     import numpy as np
     from PIL import Image
 
+    if image.mode == "F":
+        raise DataError(
+            f"{path} holds floating-point pixels, whose black and white are unknown; save it with "
+            "8 or 16 bits"
+        )
     if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling. Plain "I" has 32
+        # bits, of which a file uses 8 or 16.
         values = np.asarray(image).astype(np.float32)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        scale = 257.0 if image.mode != "I" or values.max(initial=0) > 255 else 1.0
         image = Image.fromarray(np.round(values / scale).clip(0, 255).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..data.batches import Example
-from ..errors import DataError
+from ..errors import AdapterError, DataError
 from ..model import lora
 from ..model.base import Base
 from ..model.features import FeatureStore
@@ -53,22 +53,30 @@ class Evaluator:
     ) -> dict[str, list[Output]]:
         """Outputs of each arm, one per example.
 
-        With the arm ``tuned`` comes ``tuned_shuffled``: the same prompts, each with another
-        example's photograph. A model that looks at the photographs does worse on it.
+        With the arm ``tuned`` comes ``tuned_shuffled``, if there are two different photographs:
+        the same prompts, each with another photograph. A model that looks at the photographs does
+        worse on it.
 
         Raises:
-            DataError: there are no examples.
+            DataError: there are no examples, or an arm is unknown.
+            AdapterError: ``tuned`` is asked of a model without an adapter.
         """
         if not examples:
             raise DataError("there are no held-out photographs to evaluate")
+        for arm in arms:
+            if arm not in ("base", "tuned"):
+                raise DataError(f"there is no arm {arm} to evaluate; use base or tuned")
+        if "tuned" in arms and not lora.lora_layers(self.base.model):
+            raise AdapterError("the arm tuned needs an adapter, and the model has none; load one")
         limit = self.max_tokens or self.limit(examples)
         outputs: dict[str, list[Output]] = {}
         wanted = list(arms)
-        if "tuned" in wanted and len(examples) > 1:
+        if "tuned" in wanted and len({example.row.image_sha256 for example in examples}) > 1:
             wanted.append(SHUFFLED)
         self.base.model.eval()
         for arm in wanted:
-            requests = self._requests(examples, 1 if arm == SHUFFLED else 0)
+            shown = [_other(examples, at) for at in range(len(examples))]
+            requests = self._requests(examples, shown if arm == SHUFFLED else examples)
 
             def tell(done: int, arm: str = arm) -> None:
                 progress(arm, done)
@@ -96,9 +104,8 @@ class Evaluator:
         """Most tokens of an answer: the longest reference and a quarter more."""
         return int(max(example.supervised for example in examples) * MARGIN) + 1
 
-    def _requests(self, examples: Sequence[Example], shift: int) -> list[Request]:
-        """Prompts with pictures; ``shift`` gives each prompt the picture that many rows on."""
-        shown = [examples[(at + shift) % len(examples)] for at in range(len(examples))]
+    def _requests(self, examples: Sequence[Example], shown: Sequence[Example]) -> list[Request]:
+        """The prompts of ``examples``, each with the picture of the same place in ``shown``."""
         pictures = self.features.get([(one.row.image_sha256, one.pixels) for one in shown])
         return [
             Request(
@@ -108,3 +115,13 @@ class Evaluator:
             )
             for example, picture, features in zip(examples, shown, pictures, strict=True)
         ]
+
+
+def _other(examples: Sequence[Example], at: int) -> Example:
+    """The next example that shows another photograph; the same one if there is none.
+
+    Not simply the next: a photograph that two advisors judged may come twice in a row.
+    """
+    own = examples[at].row.image_sha256
+    following = [*examples[at + 1 :], *examples[:at]]
+    return next((one for one in following if one.row.image_sha256 != own), examples[at])

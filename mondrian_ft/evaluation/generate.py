@@ -50,7 +50,7 @@ def generate(
     """Answer every request.
 
     Args:
-        base: the model, with or without an adapter in it.
+        base: the model, with or without an adapter in it; it is put into evaluation mode.
         requests: in any order; answers come in the same order.
         max_tokens: most tokens of an answer; one that reaches it is not ``finished``.
         batch_size: rows decoded together. Another batch size may change the last bit of a
@@ -66,6 +66,7 @@ def generate(
         ModelError: the model gives logits that are not finite.
     """
     outputs: list[Output] = []
+    base.model.eval()  # a dropout left on would make the answers random
     mx.random.seed(seed)
     for first in range(0, len(requests), batch_size):
         chosen = requests[first : first + batch_size]

@@ -125,6 +125,9 @@ def read(folder: Path) -> Adapter:
     manifest, config = _json(folder / MANIFEST), _json(folder / CONFIG)
     weights = (folder / WEIGHTS).read_bytes()
     try:
+        for key in ("base", "lora", "pixels"):
+            if not isinstance(manifest.get(key, {}), dict):
+                raise TypeError(f"{key} is no object")
         about = manifest["lora"]
         spec = LoraSpec(
             rank=int(about["rank"]),
@@ -142,7 +145,17 @@ def read(folder: Path) -> Adapter:
             method="rslora" if config.get("use_rslora") else "lora",
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"{folder} has an incomplete manifest or config ({error!r})") from None
+        raise AdapterError(
+            f"{folder} has an incomplete manifest or config ({error!r}); restore it or train again"
+        ) from None
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}; restore it or train again") from None
+    if config.get("use_dora") or peft.rank != spec.rank:
+        kind = "DoRA" if config.get("use_dora") else "LoRA"
+        raise AdapterError(
+            f"{folder}: {CONFIG} speaks of {kind} with rank {peft.rank}, the manifest of LoRA with "
+            f"rank {spec.rank}; one of them was edited, so restore it or train again"
+        )
     if peft.scale != spec.scale:
         raise AdapterError(
             f"{folder}: {CONFIG} gives an effective scale of {peft.scale:g}, the manifest "
@@ -172,10 +185,16 @@ def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
     adapter = read(folder)
     _check_base(adapter, base)
     trained_on = adapter.manifest.get("pixels", {}).get("fingerprint")
-    if pixels is not None and trained_on is not None and pixels != trained_on:
+    if pixels is not None and trained_on is None:
+        raise AdapterError(
+            f"{folder} does not say how the pixels it was trained on were prepared "
+            f"({MANIFEST} has no pixels.fingerprint); restore it or train again"
+        )
+    if pixels is not None and pixels != trained_on:
         raise AdapterError(
             f"{folder} was trained on pixels prepared as {trained_on}, here they are prepared as "
-            f"{pixels}; set data.min_pixels and data.max_pixels to what its manifest says"
+            f"{pixels}; set {_bounds(adapter)}, or, if they are that, install the Pillow and "
+            "mlx-vlm that its manifest names"
         )
     lora.attach(base.model, adapter.spec, seed=0)
     try:
@@ -186,14 +205,18 @@ def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
     except AdapterError as error:
         lora.detach(base.model)
         raise AdapterError(f"{folder}: {error}") from None
+    except BaseException:
+        lora.detach(base.model)
+        raise
     return adapter
 
 
 def check_effect(base: Base) -> None:
-    """Refuse an adapter that changes nothing.
+    """Refuse an adapter that changes nothing, or that breaks the model.
 
     Raises:
-        AdapterError: on a line of text, the logits with and without it are bit-identical.
+        AdapterError: on a line of text, the logits with and without it are bit-identical, or
+            those with it are not finite.
     """
     tokens = mx.array([base.tokenizer.encode(_PROBE_TEXT, add_special_tokens=False)])
     positions = mx.broadcast_to(mx.arange(tokens.shape[1], dtype=mx.int32), (3, *tokens.shape))
@@ -208,7 +231,13 @@ def check_effect(base: Base) -> None:
         mx.eval(before)
     after = logits()
     same = bool(mx.array_equal(before, after).item())
+    finite = bool(mx.isfinite(after).all().item())
     base.model.train(was_training)
+    if not finite:
+        raise AdapterError(
+            "with the adapter the model gives logits that are not finite; it is damaged, or its "
+            "training diverged, so restore it or train again with a lower learning rate"
+        )
     if same:
         raise AdapterError(
             "the adapter changes nothing: with and without it the model gives the same logits, bit "
@@ -234,7 +263,8 @@ def export_mlx(adapter: Adapter, folder: Path) -> Path:
     )
     from safetensors.numpy import save as to_bytes
 
-    arrays = {name: np.array(value) for name, value in adapter.tensors.items()}
+    # Contiguous: the writer takes the memory as it lies, whatever the strides say.
+    arrays = {name: np.ascontiguousarray(value) for name, value in adapter.tensors.items()}
     atomic_write_bytes(folder / "adapters.safetensors", to_bytes(arrays, {"format": "mlx"}))
     return folder
 
@@ -329,6 +359,12 @@ def _check_base(adapter: Adapter, base: Base) -> None:
             f"{adapter.folder} was trained on a base quantised to {trained.get('quantization')}, "
             f"here it is {here['quantization']}; set model.quantize_bits to match"
         )
+
+
+def _bounds(adapter: Adapter) -> str:
+    """The keys to set for the pixels that an adapter was trained on."""
+    keys = ("min_pixels", "max_pixels")
+    return " and ".join(f"data.{key}={adapter.manifest['pixels'].get(key)}" for key in keys)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,9 +6,12 @@ order can leave a process on the slow BLAS.
 
 from __future__ import annotations
 
+import sys
+
 from .blas import load_openblas
 
-OPENBLAS = load_openblas()
+# Symbols are resolved when MLX is loaded: a program that imported it before us keeps its own BLAS.
+OPENBLAS = None if "mlx.core" in sys.modules else load_openblas()
 
 import mlx.core as mx  # noqa: E402  (OpenBLAS has to come first)
 import mlx.nn as nn  # noqa: E402
@@ -27,7 +30,9 @@ def describe() -> str:
         return "Metal"
     if not ON_CPU:
         return "CUDA"
-    return "CPU with OpenBLAS" if OPENBLAS else "CPU with MLX's own BLAS (slow; install OpenBLAS)"
+    if sys.platform == "darwin" or OPENBLAS:
+        return "CPU with Accelerate" if sys.platform == "darwin" else "CPU with OpenBLAS"
+    return "CPU with MLX's own BLAS (slow; install OpenBLAS, and import mondrian_ft before mlx)"
 
 
 def default_dtype() -> mx.Dtype:

@@ -64,7 +64,6 @@ class Base:
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Token ids that end an answer."""
-        settings = json.loads((self.folder / "config.json").read_text())
         ends = {self.tokenizer.eos_token_id}
         for file in ("config.json", "generation_config.json"):
             if (self.folder / file).is_file():
@@ -182,19 +181,18 @@ def _resolve(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    looks_local = folder.is_absolute() or str(path).startswith((".", "~")) or folder.suffix
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~"))
     if looks_local or str(path).count("/") != 1:
         raise ModelError(
             f"model.path={path} is not a folder; give the folder of a downloaded model, a Hugging "
             "Face id such as Qwen/Qwen3-VL-4B-Instruct, or model=sample"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+    except Exception as error:  # its errors and those of its HTTP client have no common base
         raise ModelError(
             f"model.path={path} is not a folder here and could not be downloaded from the Hugging "
             f"Face hub ({_first_line(error)}); check the name and the network, give the folder of "
@@ -235,6 +233,11 @@ def _quantize(model: Any, bits: int | None, folder: Path) -> str:
     def suits(_: str, module: Any) -> bool:
         return isinstance(module, nn.Linear) and module.weight.shape[-1] % QUANTIZATION_GROUP == 0
 
+    if not any(suits(name, module) for name, module in model.language_model.named_modules()):
+        raise ModelError(
+            f"model.quantize_bits={bits}, but no matrix of {folder} has a multiple of "
+            f"{QUANTIZATION_GROUP} inputs, so nothing would be quantised; leave it empty"
+        )
     nn.quantize(model.language_model, QUANTIZATION_GROUP, bits, class_predicate=suits)
     return f"{bits} bits, groups of {QUANTIZATION_GROUP}"
 

@@ -37,19 +37,21 @@ class FeatureStore:
     def __init__(self, backbone: Qwen3VL, *, max_bytes: int = 2 << 30) -> None:
         self.backbone = backbone
         self.max_bytes = max_bytes
-        self._kept: OrderedDict[str, VisionFeatures] = OrderedDict()
+        # The grid belongs to the key: other pixel bounds give the same photograph another view.
+        self._kept: OrderedDict[tuple[str, Grid], VisionFeatures] = OrderedDict()
         self._bytes = 0
 
     def get(self, photographs: Sequence[tuple[str, Patched]]) -> list[VisionFeatures]:
         """Features of photographs, each given as a key (its content's hash) and its pixels."""
-        found: dict[str, VisionFeatures] = {}
+        found: dict[tuple[str, Grid], VisionFeatures] = {}
         wanted: dict[Grid, dict[str, Patched]] = {}
-        for key, pixels in photographs:
+        for name, pixels in photographs:
+            key = (name, pixels.grid)
             if key in self._kept:
                 self._kept.move_to_end(key)
                 found[key] = self._kept[key]
             else:
-                wanted.setdefault(pixels.grid, {})[key] = pixels
+                wanted.setdefault(pixels.grid, {})[name] = pixels
         for grid, group in wanted.items():
             keys = list(group)
             for first in range(0, len(keys), _TOGETHER):
@@ -57,12 +59,12 @@ class FeatureStore:
                 patches = np.stack([group[key].patches for key in some])
                 encoded = self.backbone.encode(patches, grid)
                 mx.eval([[one.features, *one.deepstack] for one in encoded])
-                for key, features in zip(some, encoded, strict=True):
-                    found[key] = features
-                    self._keep(key, features)
-        return [found[key] for key, _ in photographs]
+                for name, features in zip(some, encoded, strict=True):
+                    found[name, grid] = features
+                    self._keep((name, grid), features)
+        return [found[name, pixels.grid] for name, pixels in photographs]
 
-    def _keep(self, key: str, features: VisionFeatures) -> None:
+    def _keep(self, key: tuple[str, Grid], features: VisionFeatures) -> None:
         self._kept[key] = features
         self._bytes += _size(features)
         while self._bytes > self.max_bytes and len(self._kept) > 1:

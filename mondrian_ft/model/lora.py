@@ -26,6 +26,9 @@ class LoraSpec:
         targets: names of the matrices adapted in every decoder layer, such as ``q_proj``.
         method: ``lora`` (scale = alpha / rank, Hu et al. 2021) or ``rslora`` (alpha / √rank,
             Kalajdzievski 2023).
+
+    Raises:
+        AdapterError: a value is out of range.
     """
 
     rank: int
@@ -33,6 +36,14 @@ class LoraSpec:
     dropout: float
     targets: tuple[str, ...]
     method: str = "lora"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise AdapterError(f"an adapter of rank {self.rank} cannot be made; use 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise AdapterError(f"a dropout of {self.dropout:g} is out of range; use 0 or more, < 1")
+        if self.method not in ("lora", "rslora"):
+            raise AdapterError(f"the method {self.method} is unknown; use lora or rslora")
 
     @property
     def scale(self) -> float:

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .backend import mx  # noqa: F401  (mlx-vlm imports MLX, and OpenBLAS has to come before it)
+
 # transformers announces on import that torch is missing; it is missing on purpose.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -28,8 +30,6 @@ def build_model(folder: Path) -> Any:
     """An mlx-vlm Qwen3-VL with the folder's config and fresh weights, for training from nothing."""
     from mlx_vlm.models.qwen3_vl.config import ModelConfig
     from mlx_vlm.models.qwen3_vl.qwen3_vl import Model
-
-    from .backend import mx  # noqa: F401  (sets the backend up before mlx-vlm imports MLX)
 
     settings = json.loads((folder / "config.json").read_text())
     return Model(ModelConfig.from_dict(settings))

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ModelError
 from .backend import mx
+from .backend import number as to_float
 
 Grid = tuple[int, int, int]
 """Patches of a picture: (time, height, width); time is 1 for photographs."""
@@ -145,8 +147,9 @@ class Qwen3VL:
         if inputs.features is not None and index is not None:
             h = mx.where((index > 0)[..., None], _take(inputs.features, index, h.dtype), h)
         cos, sin = self.text.layers[0].self_attn.rotary_emb(h, inputs.positions)
+        seed = int(to_float(mx.random.randint(0, 1 << 30, ()))) if checkpoint else 0
         for number, layer in enumerate(self.text.layers):
-            run = _checkpointed(layer) if checkpoint else layer
+            run = _checkpointed(layer, seed + number) if checkpoint else layer
             h = run(h, mask, cache[number] if cache is not None else None, None, (cos, sin))
             if index is not None and number < len(inputs.deepstack):
                 added = _take(inputs.deepstack[number], index, h.dtype)
@@ -186,6 +189,10 @@ def assemble(
 
     Returns:
         The inputs, and (B,) int32, the rotary position after each row's last token.
+
+    Raises:
+        ModelError: a row's image tokens are not one run as long as its picture's features. The
+            forward would still give numbers, of a picture shown in part or at the wrong place.
     """
     rows, width = tokens.shape
     index = np.zeros((rows, width), np.int32)
@@ -193,8 +200,16 @@ def assemble(
     following = np.zeros(rows, np.int32)
     offset = 0
     for row, (length, picture, grid) in enumerate(zip(lengths, features, grids, strict=True)):
-        start = int(np.argmax(tokens[row] == image_token))
+        found = np.flatnonzero(tokens[row, :length] == image_token)
         count = picture.features.shape[0]
+        tokens_of_grid = grid[0] * grid[1] * grid[2] // merge**2
+        start = int(found[0]) if len(found) else 0
+        if not (0 < count == tokens_of_grid == len(found)) or found[-1] + 1 - start != count:
+            raise ModelError(
+                f"row {row} of the batch has {len(found)} image tokens for a picture of {count} "
+                f"(grid {grid}); encode the row again with the pixel settings of its picture, and "
+                "keep image tokens out of its texts"
+            )
         index[row, start : start + count] = np.arange(offset + 1, offset + count + 1)
         offset += count
         places = positions_of(length, start, grid, merge)
@@ -248,14 +263,17 @@ def _take(features: mx.array, index: mx.array, dtype: mx.Dtype) -> mx.array:
     return features.astype(dtype)[mx.maximum(index - 1, 0)]
 
 
-def _checkpointed(layer: Any) -> Any:
+def _checkpointed(layer: Any, seed: int) -> Any:
     """The layer as a function whose inner activations are recomputed in the backward pass.
 
-    Per instance, not on the class: a patch of the class would outlive this model.
+    Per instance, not on the class: a patch of the class would outlive this model. Both runs of the
+    layer start from the same seed, or the backward pass would draw another dropout mask than the
+    one the loss came from.
     """
 
     def forward(parameters: Any, *args: Any) -> mx.array:
         layer.update(parameters)
+        mx.random.seed(seed)
         return layer(*args)
 
     recomputed = mx.checkpoint(forward)

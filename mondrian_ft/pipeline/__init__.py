@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AdapterError
+from ..errors import AdapterError, Interrupted
 from ..files import atomic_write_text
 from ..report import screen
-from .words import command
+from .words import command, resume_command
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -31,7 +31,13 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
     base, features = training.load_base_of(config, run)
     adapter, loss = training.train(config, run, base, features, parts, folder)
     if parts.judged:
-        report = evaluation.evaluate(config, run, base, features, parts, adapter)
+        try:
+            report = evaluation.evaluate(config, run, base, features, parts, adapter)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped while comparing; the adapter is whole in {adapter.folder}; go on with: "
+                f"{resume_command(config, run, folder)}"
+            ) from None
         page = run.folder / "report.html"
         version = versioning.register(config, run, adapter.folder)
         screen.show_closing(
@@ -40,7 +46,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
             adapter=adapter.folder,
             page=page,
             commands=[
-                ("what the adapter was trained on, and all versions", command("task=versions")),
+                ("list every adapter so far", command("task=versions")),
                 (
                     f"give {version} to mlx-vlm",
                     command(

@@ -16,7 +16,7 @@ from ..files import atomic_write_bytes, atomic_write_json
 from ..model.adapter import Adapter
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..report import html
+from ..report import html, screen, wording
 from ..report.card import write_card
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
@@ -55,7 +55,9 @@ def evaluate(
         temperature=config.eval.temperature,
         seed=config.trainer.seed,
     )
-    run.console.print(f"Evaluating {len(examples)} held-out photographs.", markup=False)
+    shown = wording.count(len({example.row.image_sha256 for example in examples}), "photograph")
+    rows_told = wording.count(len(examples), "held-out row")
+    run.console.print(screen.plain(f"Evaluating {rows_told} on {shown}."), markup=False)
     with run.console.status("answering") as status:
         outputs = evaluator.run(
             examples, arms, lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}")

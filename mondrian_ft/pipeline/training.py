@@ -151,7 +151,8 @@ def train(
         "base quantisation": base.identity.quantization,
         "pixels": pixels["fingerprint"],
     }
-    checkpoints = CheckpointDir(folder / "checkpoints", identity)
+    log = run.folder / "training_log.jsonl"
+    checkpoints = CheckpointDir(folder / "checkpoints", identity, log=log)
     start = _checkpoint_to_resume(config, run, checkpoints, folder)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,
@@ -224,7 +225,6 @@ def train(
         },
     )
     atomic_write_json(folder / "training_args.json", plain)
-    log = run.folder / "training_log.jsonl"
     if log.is_file():
         atomic_write_bytes(folder / "training_log.jsonl", log.read_bytes())
     run.record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def command(*overrides: str) -> str:
         if word.lstrip("+").startswith(("experiment=", "model", "data", "registry"))
         and not word.startswith(tuple(f"{over.split('=')[0]}=" for over in overrides))
     ]
-    return " ".join(["python -m mondrian_ft", *map(shlex.quote, kept), *overrides])
+    return " ".join([_program(), *map(shlex.quote, kept), *overrides])
 
 
 def resume_command(config: Config, run: Run, folder: Path) -> str:
@@ -36,4 +37,15 @@ def resume_command(config: Config, run: Run, folder: Path) -> str:
         f"data.output_dir={data}",
         "trainer.resume=auto",
     ]
-    return " ".join(["python -m mondrian_ft", *map(shlex.quote, kept), *added])
+    return " ".join([_program(), *map(shlex.quote, kept), *added])
+
+
+def _program() -> str:
+    """How this process was started: ``make run``, for one, uses a Python that is on no PATH."""
+    typed = sys.orig_argv
+    if Path(sys.argv[0]).name == "mondrian-ft":
+        # Found on the PATH, the script's name is enough; else it was typed with its folder.
+        on_path = shutil.which("mondrian-ft") == str(Path(sys.argv[0]).absolute())
+        return "mondrian-ft" if on_path else screen.near(sys.argv[0])
+    python = typed[0] if "-m" in typed else "python"
+    return f"{screen.near(python)} -m mondrian_ft"

@@ -8,7 +8,6 @@ one line however long they are, so that they can be copied.
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +75,8 @@ def link_table(report: Mapping[str, Any], *, width: int = 80, encoding: str = "u
     for reason, number in counts:
         row = first[reason]
         example = f"{_short(str(row.get('job_id') or 'no id'))}: {row.get('detail', '')}"
-        example = textwrap.shorten(example, room, placeholder=" ...") if room >= 16 else ""
+        # Cut by letters, not by words: what matters may be one long path.
+        example = example if len(example) <= room else f"{example[: room - 3].rstrip()}..."
         cells = [str(number), words[reason], *([example] if room >= 16 else [])]
         # A name that the terminal cannot show must not end the run that prints it.
         table.add_row(*(Text(c.encode(encoding, "replace").decode(encoding)) for c in cells))

@@ -183,8 +183,10 @@ def describe(scene: Scene) -> str:
 
 
 def answer(critique: Mapping[str, Any]) -> str:
-    """The critique as the model writes it: JSON on one line, without spaces between tokens."""
-    return json.dumps(critique, ensure_ascii=False, separators=(",", ":"))
+    """The critique as a model writes it: one line, no spaces, as ``data.critique.render`` does."""
+    overall = critique["overall_score"]
+    whole = {"overall_score": int(overall)} if overall == int(overall) else {}
+    return json.dumps({**critique, **whole}, ensure_ascii=False, separators=(",", ":"))
 
 
 def _taste(**dimensions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Recipe:
         steps, batch: updates, and rows in each.
         learning_rate, warmup, weight_decay: AdamW with linear warm-up and cosine to a tenth.
         generic: share of critiques by the generic reviewer.
+        describe: weight in the loss of the description's tokens, where seeing is learnt; all
+            others have 1.
     """
 
     pictures: int = 32_000
@@ -46,6 +48,7 @@ class Recipe:
     warmup: int = 150
     weight_decay: float = 0.05
     generic: float = 0.6
+    describe: float = 4.0
     seed: int = 0
 
 
@@ -105,7 +108,9 @@ def _make(task: tuple[str, Recipe, int, int]) -> list[tuple[Any, np.ndarray, lis
             at = before.index(image)
             before = before[:at] + [image] * pixels.tokens + before[at + 1 :]
             after = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False).ids
-            rows.append(np.array([len(before), *before, *after], np.uint16))
+            described = text[: text.index('","dimensions"')]
+            seen = len(tokenizer.encode(described, add_special_tokens=False).ids)
+            rows.append(np.array([len(before), seen, *before, *after], np.uint16))
         made.append((pixels.grid, patches, rows))
     return made
 
@@ -183,6 +188,7 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
         positions: mx.array,
         index: mx.array,
         targets: mx.array,
+        weights: mx.array,
     ) -> mx.array:
         rows, count, _ = patches.shape
         pixels = (patches.astype(mx.float32) / 255 - 0.5) / 0.5
@@ -191,9 +197,8 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
         flat = tuple(level.reshape(-1, level.shape[-1]) for level in deepstack)
         inputs = Inputs(ids, positions, index, features.reshape(-1, features.shape[-1]), flat)
         logits = backbone.head(backbone.hidden(inputs))
-        wanted = targets >= 0
-        losses = nn.losses.cross_entropy(logits, mx.maximum(targets, 0))
-        return (losses * wanted).sum() / wanted.sum()
+        losses = nn.losses.cross_entropy(logits, targets)
+        return (losses * weights).sum() / weights.sum()
 
     optimizer.init(model.trainable_parameters())
     steps: dict[Any, Any] = {}
@@ -221,22 +226,25 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
         pictures, texts = data[grid]
         chosen = rng.choice(len(texts), recipe.batch, replace=len(texts) < recipe.batch)
         ids = np.full((recipe.batch, length), tokens["<|endoftext|>"], np.int32)
-        targets = np.full((recipe.batch, length), -1, np.int32)
+        targets = np.zeros((recipe.batch, length), np.int32)
+        weight = np.zeros((recipe.batch, length), np.float32)
         tokens_in_image = grid[1] * grid[2] // 4
         index = np.zeros((recipe.batch, length), np.int32)
         positions = np.zeros((3, recipe.batch, length), np.int32)
         for row, picture in enumerate(chosen):
             options = texts[picture]
             text = options[rng.integers(len(options))].astype(np.int32)
-            before, text = int(text[0]), text[1:]
+            before, described, text = int(text[0]), int(text[1]), text[2:]
             ids[row, : len(text)] = text
             targets[row, before - 1 : len(text) - 1] = text[before:]
+            weight[row, before - 1 : len(text) - 1] = 1.0
+            weight[row, before - 1 : before - 1 + described] = recipe.describe
             at = int(np.argmax(text == tokens["<|image_pad|>"]))
             index[row, at : at + tokens_in_image] = (
                 np.arange(tokens_in_image) + row * tokens_in_image + 1
             )
             positions[:, row] = positions_of(length, at, grid)
-        batch = (pictures[chosen], ids, positions, index, targets)
+        batch = (pictures[chosen], ids, positions, index, targets, weight)
         value = step_for(grid)(*(mx.array(part) for part in batch))
         mx.eval(value, state)
         recent.append(float(value))
@@ -255,7 +263,7 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
     mx.save_safetensors(str(folder / "model.safetensors"), weights_file, metadata={"format": "pt"})
     return {
         "parameters": sum(value.size for value in parameters.values()),
-        "tokens_per_row": longest - 1,
+        "tokens_per_row": longest - 2,
         "final_loss": round(float(np.mean(recent[-100:])), 4),
         "seconds": round(time.monotonic() - started),
         "backend": describe(),

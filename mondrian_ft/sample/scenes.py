@@ -40,7 +40,7 @@ _TILT_DEGREES = {"level": (0.0, 0.8), "slight": (4.0, 6.0), "strong": (10.0, 14.
 _PLACEMENT_X = {"third": (0.31, 0.36), "centre": (0.48, 0.52), "edge": (0.08, 0.12)}
 _MEAN = {"dark": (0.22, 0.28), "balanced": (0.46, 0.54), "bright": (0.74, 0.80)}
 _SPREAD = {"flat": (0.055, 0.075), "moderate": (0.13, 0.155), "strong": (0.23, 0.27)}
-_BLUR = {"sharp": (0.0, 0.0), "soft": (1.7, 2.1), "blurred": (4.2, 5.2)}
+_BLUR = {"sharp": (0.0, 0.0), "soft": (1.3, 1.6), "blurred": (5.5, 7.0)}
 _SATURATION = {
     "monochrome": (0.0, 0.0),
     "muted": (0.38, 0.48),
@@ -115,7 +115,7 @@ def render(scene: Scene) -> Image:
     _develop(pixels, scene, within)
     # Grain comes last: film has it whether or not the lens was in focus. It is kept weaker than
     # the texture of a sharp picture, so that it cannot be mistaken for focus.
-    pixels += (rng.standard_normal((height, width)) * 0.012).astype(np.float32)
+    pixels += (rng.standard_normal((height, width)) * 0.006).astype(np.float32)
     return _picture(pixels, 0.5)
 
 

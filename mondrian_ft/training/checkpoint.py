@@ -8,16 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data.batches import Cursor
 from ..errors import MondrianError, TrainingError
-from ..files import atomic_write_json, atomic_write_text, publish_dir
+from ..files import atomic_write_bytes, atomic_write_json, atomic_write_text, publish_dir
 from ..model import lora
 from ..model.backend import mx
 from .trainer import Trainer, TrainState
 
 _STEP = "step_{:06d}"
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
-_BEST = "best.json"
+_BEST, _LOG = "best.json", "training_log.jsonl"
 
 
 class CheckpointDir:
@@ -31,36 +33,40 @@ class CheckpointDir:
         identity: what must be equal for a run to go on from here (config, data lock, base); a
             flat mapping of names to JSON values.
         keep: how many of the last to keep.
+        log: the run's training log. What it holds goes into each checkpoint, so that the log of a
+            run that goes on from there tells of all updates, not only of its own.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, keep: int = 2) -> None:
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], *, keep: int = 2, log: Path | None = None
+    ) -> None:
         self.folder = folder
         self.identity = identity
         self.keep = keep
+        self.log = log
 
     def save(self, trainer: Trainer) -> Path:
         """Write the trainer's state; a step that is there already is not written again."""
         final = self.folder / _STEP.format(trainer.state.step)
         if _whole(final):
             return final
-        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".tmp-{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
             _save_tensors(temporary / _ADAPTER, lora.tensors(trainer.model))
             _save_tensors(temporary / _OPTIMIZER, _optimizer_tensors(trainer.optimizer))
             state = asdict(trainer.state)
             state["best_loss"] = None if trainer.state.best_step is None else state["best_loss"]
             atomic_write_json(temporary / _STATE, {"identity": self.identity, "state": state})
+            if self.log is not None and self.log.is_file():
+                shutil.copyfile(self.log, temporary / _LOG)
             publish_dir(temporary, final, replace=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MondrianError) as error:
             raise TrainingError(
-                f"checkpoint {final} could not be written ({error}); the one before it is "
-                "untouched, so free some space and go on with trainer.resume=auto"
+                f"checkpoint {final} could not be written ({_reason(error)}); the one before it "
+                "is untouched, so free some space and go on with trainer.resume=auto"
             ) from error
-        except MondrianError:
-            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
@@ -92,8 +98,20 @@ class CheckpointDir:
         """
         if not _whole(path):
             raise TrainingError(f"{path} is no whole checkpoint; choose another or start afresh")
-        content = json.loads((path / _STATE).read_text())
-        theirs = content["identity"]
+        try:
+            content = json.loads((path / _STATE).read_text())
+            theirs, state = content["identity"], dict(content["state"])
+            tensors = _load_tensors(path / _ADAPTER)
+            moments = _load_tensors(path / _OPTIMIZER)
+            mx.eval(tensors, moments)
+            state["cursor"] = Cursor(**state["cursor"])
+            state["best_loss"] = float("inf") if state["best_loss"] is None else state["best_loss"]
+            restored = TrainState(**state)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"checkpoint {path} is damaged ({_reason(error)}); name an earlier one with "
+                "trainer.resume, or start afresh with trainer.resume=never"
+            ) from error
         differing = [
             f"{name} was {theirs.get(name)!r} and is {value!r}"
             for name, value in self.identity.items()
@@ -104,12 +122,11 @@ class CheckpointDir:
                 f"{path} belongs to another run: {'; '.join(differing)}; set it back, or start "
                 "afresh with trainer.resume=never and another task.output_dir"
             )
-        lora.set_tensors(trainer.model, _load_tensors(path / _ADAPTER))
-        _set_optimizer(trainer.optimizer, _load_tensors(path / _OPTIMIZER))
-        state = dict(content["state"])
-        state["cursor"] = Cursor(**state["cursor"])
-        state["best_loss"] = float("inf") if state["best_loss"] is None else state["best_loss"]
-        trainer.state = TrainState(**state)
+        lora.set_tensors(trainer.model, tensors)
+        _set_optimizer(trainer.optimizer, moments)
+        trainer.state = restored
+        if self.log is not None and (path / _LOG).is_file():
+            atomic_write_bytes(self.log, (path / _LOG).read_bytes())
 
     def load_adapter(self, path: Path, model: Any) -> None:
         """Put a checkpoint's adapter, and nothing else of it, into a model."""
@@ -125,6 +142,12 @@ class CheckpointDir:
                 shutil.rmtree(path)
 
 
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written; a full disk's reason may lie below our own sentence."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return getattr(cause, "strerror", None) or str(cause)
+
+
 def _whole(path: Path) -> bool:
     return all((path / name).is_file() for name in (_ADAPTER, _OPTIMIZER, _STATE))
 
@@ -134,21 +157,16 @@ def _optimizer_tensors(optimizer: Any) -> dict[str, mx.array]:
     from mlx.utils import tree_flatten
 
     state: dict[str, mx.array] = dict(tree_flatten(optimizer.state))  # pyright: ignore
-    return state | {f"random.{n}": value for n, value in enumerate(_random())}
+    return state | {"random": mx.random.state[0]}  # pyright: ignore
 
 
 def _set_optimizer(optimizer: Any, values: dict[str, mx.array]) -> None:
     from mlx.utils import tree_unflatten
 
-    for number in range(len(_random())):
-        _random()[number] = values.pop(f"random.{number}")
+    high, low = np.array(values.pop("random")).tolist()
+    # The state can be read but not assigned; it is the two halves of a seed.
+    mx.random.seed(high << 32 | low)
     optimizer.state = tree_unflatten(list(values.items()))
-
-
-def _random() -> list[mx.array]:
-    """MLX's global random state; assigning to an element sets it."""
-    state: Any = mx.random.state
-    return state
 
 
 def _save_tensors(path: Path, values: dict[str, mx.array]) -> None:

@@ -28,7 +28,8 @@ def learning_rate(peak: float, *, warmup: int, total: int, schedule: str) -> Sch
     """
     from mlx_lm.tuner.utils import build_schedule
 
-    rest = max(1, total - warmup)
+    # A warm-up of one update is none: the first update has the peak either way.
+    rest = max(1, total - warmup if warmup > 1 else total)
     decay: dict[str, tuple[str, list[float]]] = {
         "cosine": ("cosine_decay", [peak, rest]),
         "linear": ("linear_schedule", [peak, 0.0, rest]),

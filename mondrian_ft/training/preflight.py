@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,10 @@ def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> di
         ``loss`` of a row with its own picture and ``loss_blank`` with an empty one, in nats.
 
     Raises:
-        TrainingError: an answer does not begin with ``{``, its end is not trained, an image token
-            is, or the picture changes nothing.
+        TrainingError: an answer does not begin with ``{``, its end is not trained, a special token
+            stands inside it, the loss is not finite, or the picture changes nothing.
     """
+    special = {base.backbone.image_token, *base.end_tokens, *base.tokenizer.all_special_ids}
     for example in examples:
         answer = example.tokens[example.prompt_length :]
         if not base.text(answer[:4].tolist()).lstrip().startswith("{"):
@@ -40,8 +42,12 @@ def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> di
             )
         if int(answer[-1]) not in base.end_tokens:
             raise TrainingError(f"row {example.row.job_id}: the end of the answer is not trained")
-        if base.backbone.image_token in answer:
-            raise TrainingError(f"row {example.row.job_id}: its answer holds an image token")
+        for token in answer[:-1].tolist():
+            if token in special:
+                raise TrainingError(
+                    f"row {example.row.job_id}: its answer holds {base.tokenizer.decode([token])}, "
+                    "which the model takes for a sign of its own; take it out of the analysis"
+                )
     return _picture_matters(base, examples[0], features)
 
 
@@ -65,6 +71,11 @@ def _picture_matters(base: Base, example: Example, features: FeatureStore) -> di
         return number(token_losses(base.backbone, inputs, where, wanted).mean())
 
     seen, unseen = loss(own), loss(blank)
+    if not math.isfinite(seen):
+        raise TrainingError(
+            f"the loss of row {example.row.job_id} is {seen:g} before any training; the base's "
+            "weights are damaged, or model.dtype is too narrow"
+        )
     if seen == unseen:
         raise TrainingError(
             f"the picture of row {example.row.job_id} makes no difference to the loss ({seen:.4f} "
@@ -91,26 +102,27 @@ def warnings(
         batch_size, rows: of the training data.
     """
     found = []
+    length = "1 update" if total == 1 else f"{total} updates"
     if warmup > total:
         reached = peak_reached(peak, warmup=warmup, total=total)
         found.append(
-            f"optimizer.warmup_steps={warmup} is longer than the whole run of {total} updates: the "
+            f"optimizer.warmup_steps={warmup} is longer than the whole run of {length}: the "
             f"learning rate peaks at {reached:.2g} and never reaches {peak:g}"
         )
     elif warmup * 2 > total:
         found.append(
-            f"optimizer.warmup_steps={warmup} takes up most of the run of {total} updates; the "
+            f"optimizer.warmup_steps={warmup} takes up most of the run of {length}; the "
             f"learning rate peaks at {peak:g} in update {max(1, warmup)}"
         )
     if save_every > total:
         found.append(
-            f"trainer.save_every={save_every} never comes in a run of {total} updates; checkpoints "
+            f"trainer.save_every={save_every} never comes in a run of {length}; checkpoints "
             "are written at each evaluation and at the end"
         )
     if rows < batch_size:
         found.append(
-            f"there are {rows} training rows for trainer.batch_size={batch_size}; every batch has "
-            f"{rows}"
+            f"trainer.batch_size={batch_size} is more than the {rows} training "
+            f"{'row' if rows == 1 else 'rows'}; every batch has {rows}"
         )
     return found
 

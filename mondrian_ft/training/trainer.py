@@ -162,7 +162,8 @@ class Trainer:
         """Train from the present state to the end.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; that update was not applied.
+            DivergedError: a loss or gradient is not finite; that update was not applied. Or the
+                validation loss is not.
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was written.
         """
         state, started = self.state, time.perf_counter()
@@ -174,7 +175,14 @@ class Trainer:
                 if evaluate or self._due(self.save_every):
                     self.checkpointer.save(self)
                 if evaluate and self.validation:
-                    state.observe(self.validation_loss())
+                    loss = self.validation_loss()
+                    if not math.isfinite(loss):
+                        raise DivergedError(
+                            f"the validation loss after update {state.step} is {loss:g}, so the "
+                            "model can no longer be used; lower optimizer.learning_rate and start "
+                            f"again, or go on from an earlier checkpoint than step {state.step}"
+                        )
+                    state.observe(loss)
                     if state.best_step == state.step:
                         self.checkpointer.mark_best(state.step)
                     for callback in self.callbacks:

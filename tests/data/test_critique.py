@@ -51,7 +51,7 @@ def test_render_round_trips_on_one_line():
 def test_whole_scores_are_written_as_integers():
     """One spelling of a score means one training target."""
     text = render(parse_analysis(json.dumps(critique(8.0))).critique)
-    assert '"score": 8,' in text
+    assert '"score":8,' in text
     assert "8.0" not in text
 
 

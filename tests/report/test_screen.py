@@ -14,7 +14,7 @@ from mondrian_ft.report import screen
 LINKED = {
     "rows": 9,
     "linked": 4,
-    "mended": 1,
+    "mended": [{"job_id": "e", "mends": ["a score"]}],
     "left_out": [
         {"job_id": "a7569241-2edd-44be", "reason": "no_json", "detail": "It says [bold]hm[/bold]."},
         {"job_id": "b", "reason": "other_advisor", "detail": "Ünïcode name " + "x" * 200},

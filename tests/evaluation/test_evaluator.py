@@ -1,0 +1,112 @@
+"""Every arm on the same photographs, on one copy of the base."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from mondrian_ft.errors import AdapterError, DataError
+from mondrian_ft.evaluation.evaluator import Evaluator
+from mondrian_ft.model import lora
+from mondrian_ft.model.features import FeatureStore
+
+
+def evaluator(base: Any, **options: Any) -> Evaluator:
+    return Evaluator(base, FeatureStore(base.backbone), **{"max_tokens": 8, **options})
+
+
+def texts(outputs: dict[str, list]) -> dict[str, list[str]]:
+    return {arm: [one.text for one in some] for arm, some in outputs.items()}
+
+
+def test_the_base_arm_is_the_base_and_tuned_is_tuned(lab, base) -> None:
+    """One copy of the model, both arms; the adapter is still in it afterwards."""
+    examples = lab.examples(4)
+    alone = texts(evaluator(base).run(examples, ["base"]))["base"]
+    lab.attach(base)
+    found = texts(evaluator(base).run(examples, ["base", "tuned"]))
+    assert list(found) == ["base", "tuned", "tuned_shuffled"]
+    assert found["base"] == alone
+    assert found["tuned"] != alone
+    assert lora.lora_layers(base.model)
+    again = texts(evaluator(base, batch_size=3).run(examples, ["tuned", "base"]))
+    assert again == found
+
+
+def shown(found: list, base: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Pictures that each arm's requests were given."""
+    import mondrian_ft.evaluation.evaluator as module
+
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        module, "generate", lambda base, requests, **_: calls.append(requests) or []
+    )
+    evaluator(base).run(found, ["tuned"])
+    return calls
+
+
+def test_shuffled_keeps_the_prompt_and_changes_the_photograph(lab, base, monkeypatch) -> None:
+    """The same prompts, each with another photograph, as many image tokens as that one has."""
+    lab.attach(base)
+    examples = lab.examples(5)
+    plain, shuffled = shown(examples, base, monkeypatch)
+    for number, (one, other) in enumerate(zip(plain, shuffled, strict=True)):
+        assert other.features is not one.features
+        following = examples[(number + 1) % 5]
+        assert other.grid == following.pixels.grid
+        count = list(other.tokens).count(base.backbone.image_token)
+        assert count == following.pixels.tokens
+
+
+def test_a_photograph_that_comes_twice_is_not_its_own_shuffle(lab, base, monkeypatch) -> None:
+    """Two advisors on one photograph: the next row once gave the same photograph again."""
+    lab.attach(base)
+    a, b, c = lab.examples(3)
+    twice = dataclasses.replace(a, row=dataclasses.replace(a.row, job_id="second"))
+    plain, shuffled = shown([a, twice, b, c], base, monkeypatch)
+    assert all(
+        one.features is not other.features for one, other in zip(plain, shuffled, strict=True)
+    )
+
+
+def test_one_photograph_cannot_be_shuffled(lab, base) -> None:
+    """No such arm then, rather than one that says nothing."""
+    lab.attach(base)
+    (one,) = lab.examples(1)
+    assert list(evaluator(base).run([one], ["tuned"])) == ["tuned"]
+    assert list(evaluator(base).run([one, one], ["tuned"])) == ["tuned"]
+
+
+def test_tuned_without_an_adapter_is_refused(lab, base) -> None:
+    """It once was the base under another name."""
+    with pytest.raises(AdapterError, match="the model has none"):
+        evaluator(base).run(lab.examples(1), ["base", "tuned"])
+
+
+def test_unknown_arms_and_no_rows_are_refused(lab, base) -> None:
+    """A typo is no model."""
+    with pytest.raises(DataError, match="there is no arm tunned"):
+        evaluator(base).run(lab.examples(1), ["tunned"])
+    with pytest.raises(DataError, match="no held-out photographs"):
+        evaluator(base).run([], ["base"])
+
+
+def test_the_limit_is_the_longest_reference_and_a_margin(lab, base) -> None:
+    """No good answer is cut; and it is what decoding uses when nothing is set."""
+    examples = lab.examples(4)
+    longest = max(one.supervised for one in examples)
+    assert Evaluator.limit(examples) == int(longest * 1.25) + 1
+    found = evaluator(base, max_tokens=None).run(examples, ["base"])["base"]
+    assert max(one.tokens for one in found) == Evaluator.limit(examples)
+
+
+def test_progress_names_the_arm(lab, base) -> None:
+    """For the line that says who is answering."""
+    lab.attach(base)
+    seen: list[tuple[str, int]] = []
+    evaluator(base, batch_size=2).run(
+        lab.examples(3), ["base", "tuned"], lambda arm, done: seen.append((arm, done))
+    )
+    assert seen == [(arm, done) for arm in ("base", "tuned", "tuned_shuffled") for done in (2, 3)]

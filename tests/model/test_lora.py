@@ -1,0 +1,117 @@
+"""LoRA layers: where they go, how they start, and that they come out again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mondrian_ft.errors import AdapterError
+from mondrian_ft.model import lora
+from mondrian_ft.model.backend import mx
+from mondrian_ft.model.qwen3_vl import Inputs
+
+
+def logits(base) -> np.ndarray:
+    tokens = mx.array([[5, 40, 41, 300]])
+    positions = mx.broadcast_to(mx.arange(4, dtype=mx.int32), (3, 1, 4))
+    return np.array(base.backbone.head(base.backbone.hidden(Inputs(tokens, positions))))
+
+
+def test_every_named_matrix_of_every_layer_is_adapted(lab, base) -> None:
+    """Seven in each of two layers, none in the tower; B is zero, so nothing changes yet."""
+    before = logits(base)
+    names = lora.attach(base.model, lab.spec(), seed=0)
+    assert len(names) == 14
+    assert names[0] == "language_model.model.layers.0.mlp.down_proj"
+    assert list(lora.lora_layers(base.model)) == names
+    assert all(np.any(v) == name.endswith("lora_a") for name, v in lab.weights(base).items())
+    assert np.array_equal(before, logits(base))
+    tensors = lora.tensors(base.model)
+    assert tensors[f"{names[0]}.lora_a"].shape == (128, 4)
+    assert tensors[f"{names[0]}.lora_b"].shape == (4, 64)
+
+
+def test_a_subset_of_targets(lab, base) -> None:
+    """Only what is named."""
+    names = lora.attach(base.model, lab.spec(targets=("v_proj",)), seed=0)
+    assert [name.rsplit(".", 1)[1] for name in names] == ["v_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(("method", "scale"), [("lora", 8 / 4), ("rslora", 8 / math.sqrt(4))])
+def test_the_effective_scale(lab, base, method, scale) -> None:
+    """lora: alpha / r, rslora: alpha / √r; it is what the layers multiply by."""
+    spec = lab.attach(base, method=method)
+    assert spec.scale == scale
+    layer = next(iter(lora.lora_layers(base.model).values()))
+    x = mx.random.normal((2, layer["lora_a"].shape[0]))
+    expected = layer.linear(x) + scale * ((x @ layer["lora_a"]) @ layer["lora_b"])
+    base.model.eval()
+    assert np.allclose(np.array(layer(x)), np.array(expected), atol=1e-6)
+
+
+def test_the_seed_fixes_the_start(lab, base) -> None:
+    """Equal seeds, equal A matrices; another seed, others; no two layers alike."""
+    found = []
+    for seed in (1, 1, 2):
+        lora.attach(base.model, lab.spec(), seed=seed)
+        found.append(lab.weights(base))
+        lora.detach(base.model)
+    a = [name for name in found[0] if name.endswith("lora_a")]
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in a)
+    assert not any(np.array_equal(found[0][name], found[2][name]) for name in a)
+    assert len({found[0][name].tobytes() for name in a}) == len(a)
+
+
+def test_unknown_targets_are_refused_with_the_nearest(lab, base) -> None:
+    """A target that matches nothing trains nothing; the model stays clean."""
+    with pytest.raises(AdapterError, match=r"names q_prj, .* did you mean q_proj\?"):
+        lora.attach(base.model, lab.spec(targets=("v_proj", "q_prj")), seed=0)
+    with pytest.raises(AdapterError, match="names qkv, which matches no matrix"):
+        lora.attach(base.model, lab.spec(targets=("qkv",)), seed=0)
+    assert lora.lora_layers(base.model) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"dropout": 1.0}, "dropout of 1"),
+        ({"method": "dora"}, "method dora"),
+    ],
+)
+def test_values_out_of_range_are_refused(lab, change, sentence) -> None:
+    """Rank 0 once ended in a division by zero, and an unknown method was taken for lora."""
+    with pytest.raises(AdapterError, match=sentence):
+        lab.spec(**change)
+
+
+def test_two_adapters_at_once_are_refused(lab, base) -> None:
+    """LoRA on LoRA would train something no file can hold."""
+    lab.attach(base)
+    with pytest.raises(AdapterError, match="already carries an adapter"):
+        lora.attach(base.model, lab.spec(), seed=0)
+
+
+def test_the_base_comes_back_bit_for_bit(lab, base) -> None:
+    """For the length of a block, also when it fails, and for good."""
+    before = logits(base)
+    lab.attach(base)
+    tuned = logits(base)
+    assert not np.array_equal(before, tuned)
+    with lora.without_adapter(base.model):
+        assert np.array_equal(before, logits(base))
+    assert np.array_equal(tuned, logits(base))
+    with pytest.raises(KeyError), lora.without_adapter(base.model):
+        raise KeyError
+    assert np.array_equal(tuned, logits(base))
+    lora.detach(base.model)
+    assert np.array_equal(before, logits(base))
+    assert lora.lora_layers(base.model) == {}
+
+
+def test_layers_sort_by_number() -> None:
+    """Layer 2 before layer 10, so that seeds and files do not depend on spelling."""
+    names = ["a.10.b", "a.2.b", "a.2.a"]
+    assert sorted(names, key=lora._natural) == ["a.2.a", "a.2.b", "a.10.b"]

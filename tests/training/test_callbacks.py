@@ -1,0 +1,69 @@
+"""What is logged is what happened, on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mondrian_ft.training.callbacks import Logging, Progress
+from mondrian_ft.training.trainer import TrainState, Update
+
+UPDATE = Update(
+    loss=1.5,
+    grad_norm=0.7,
+    learning_rate=1e-3,
+    tokens=20,
+    total_tokens=100,
+    seconds=0.5,
+    epoch=1,
+    peak_memory=2_500_000_000,
+)
+
+
+def test_logging_passes_the_numbers_on() -> None:
+    """Keys, units and kinds of the training log."""
+    lines: list[tuple[str, int, dict[str, Any]]] = []
+    logging = Logging(lambda metrics, step, kind: lines.append((kind, step, dict(metrics))))
+    state = TrainState(step=3, val_loss=2.0, best_step=3, visits=[1, 2, 0])
+    logging.on_step(state, UPDATE)
+    logging.on_eval(state)
+    logging.on_end(state)
+    assert [(kind, step) for kind, step, _ in lines] == [("step", 3), ("eval", 3), ("end", 3)]
+    assert lines[0][2] == {
+        "epoch": 1,
+        "loss": 1.5,
+        "learning_rate": 1e-3,
+        "grad_norm": 0.7,
+        "tokens_per_second": 200.0,
+        "trained_tokens": 20,
+        "peak_memory_gb": 2.5,
+        "seconds": 0.5,
+    }
+    assert lines[1][2] == {"val_loss": 2.0, "best_step": 3}
+    assert lines[2][2] == {"rows_seen": 2, "rows": 3, "visits_min": 0}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_loss_speed_and_memory(terminal: bool) -> None:
+    """A bar on a terminal; in a pipe a line at the first and every tenth of the way."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    with Progress(console, 20) as progress:
+        for step in range(1, 21):
+            state = TrainState(step=step, val_loss=2.25)
+            progress.on_step(state, UPDATE)
+            progress.on_eval(state)
+        progress.on_end(TrainState(step=20))
+        if progress.bar:
+            progress.bar.refresh()
+    text = out.getvalue()
+    assert "loss 1.500" in text
+    assert "val 2.250" in text
+    assert "200 tok/s" in text
+    assert "2.5 GB" in text
+    if not terminal:
+        assert len(text.splitlines()) == 11
+        assert "\x1b" not in text

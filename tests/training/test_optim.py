@@ -1,0 +1,87 @@
+"""Learning rates by update, and AdamW, against plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mondrian_ft.model.backend import mx, nn, number
+from mondrian_ft.training import optim
+
+
+def rates(**settings: Any) -> list[float]:
+    """The rate of each update of a run, as the optimizer uses it."""
+    settings = {"schedule": "cosine", **settings}
+    schedule = optim.learning_rate(1e-3, **settings)
+    return [number(schedule(mx.array(done))) for done in range(settings["total"])]
+
+
+def test_warmup_climbs_in_equal_steps_and_reaches_the_peak() -> None:
+    """Update k of a warm-up of 10 has k/10 of the peak; no update has a rate of zero."""
+    got = rates(warmup=10, total=50)
+    assert got[:10] == pytest.approx([1e-3 * k / 10 for k in range(1, 11)], rel=1e-5)
+    assert max(got) == pytest.approx(1e-3, rel=1e-6)
+    assert min(got) > 0
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 10])
+def test_cosine_falls_to_nearly_zero_over_what_remains(warmup: int) -> None:
+    """The last update is small but not wasted; a warm-up of one once wasted it."""
+    got = rates(warmup=warmup, total=50)
+    climbed = warmup if warmup > 1 else 0
+    rest = 50 - climbed
+    expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * n / rest)) for n in range(rest)]
+    assert got[climbed:] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert 0 < got[-1] < 5e-6
+    assert optim.peak_reached(1e-3, warmup=warmup, total=50) == pytest.approx(max(got), rel=1e-6)
+
+
+def test_linear_and_constant() -> None:
+    """Linear falls in equal steps; constant stays."""
+    got = rates(warmup=2, total=12, schedule="linear")
+    assert got[2:] == pytest.approx([1e-3 * (1 - n / 10) for n in range(10)], rel=1e-4)
+    assert rates(warmup=0, total=5, schedule="constant") == pytest.approx([1e-3] * 5)
+
+
+def test_a_warmup_longer_than_the_run_is_obeyed() -> None:
+    """100 against 80 updates: 0.8 of the peak is the most it gets."""
+    got = rates(warmup=100, total=80)
+    assert got == pytest.approx([1e-5 * k for k in range(1, 81)], rel=1e-5)
+    assert optim.peak_reached(1e-3, warmup=100, total=80) == pytest.approx(got[-1], rel=1e-5)
+
+
+def test_adamw_equals_a_float64_reference_for_five_updates() -> None:
+    """Decoupled decay, bias correction (which MLX leaves off by default) and global clipping."""
+    from mlx.optimizers import clip_grad_norm
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = mx.array([1.0, -2.0, 0.5])
+            self.b = mx.array([[3.0], [0.1]])
+
+    model = Two()
+    schedule = optim.learning_rate(1e-2, warmup=2, total=5, schedule="cosine")
+    optimizer = optim.adamw(schedule, weight_decay=0.1)
+    optimizer.init(model.trainable_parameters())
+    w = {"a": np.array([1.0, -2.0, 0.5]), "b": np.array([[3.0], [0.1]])}
+    m = {name: np.zeros_like(value) for name, value in w.items()}
+    v = {name: np.zeros_like(value) for name, value in w.items()}
+    rate = [0.5e-2, 1e-2, 1e-2, 1e-2 * 0.75, 1e-2 * 0.25]
+    rng = np.random.default_rng(0)
+    for t in range(1, 6):
+        grads = {name: rng.normal(size=value.shape) * 2 for name, value in w.items()}
+        clipped, norm = clip_grad_norm({n: mx.array(g) for n, g in grads.items()}, 1.0)
+        optimizer.update(model, clipped)
+        size = math.sqrt(sum((g**2).sum() for g in grads.values()))
+        assert norm.item() == pytest.approx(size, rel=1e-6)
+        for name, grad in grads.items():
+            grad = grad * min(1.0, 1.0 / (size + 1e-6))
+            m[name] = 0.9 * m[name] + 0.1 * grad
+            v[name] = 0.999 * v[name] + 0.001 * grad**2
+            corrected = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.999**t)) + 1e-8)
+            w[name] = w[name] * (1 - rate[t - 1] * 0.1) - rate[t - 1] * corrected
+            assert np.allclose(np.array(model[name]), w[name], rtol=1e-5, atol=1e-6), (t, name)
