@@ -34,7 +34,7 @@ class Recipe:
         pictures: rendered photographs in all.
         critiques: critiques written for each.
         steps, batch: updates, and rows in each.
-        learning_rate, warmup, weight_decay: AdamW with linear warm-up and cosine to a tenth.
+        learning_rate, warmup, weight_decay: AdamW with linear warm-up and cosine to a twentieth.
         generic: share of critiques by the generic reviewer.
         describe: weight in the loss of the description's tokens, where seeing is learnt; all
             others have 1.
@@ -134,7 +134,8 @@ def corpus(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[Any
                 pictures.append(patches)
                 texts.append(rows)
             if done % 16 == 0 or done == len(tasks):
-                say(f"{done * share} pictures, {time.monotonic() - started:.0f} s")
+                rendered = min(done * share, recipe.pictures)
+                say(f"{rendered} pictures, {time.monotonic() - started:.0f} s")
     return {grid: (np.stack(pictures), texts) for grid, (pictures, texts) in by_grid.items()}
 
 
@@ -149,12 +150,13 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
     Returns:
         Facts for the model card: parameters, seconds, final loss, backend.
     """
-    from mlx import optimizers
-    from mlx.utils import tree_flatten
-
+    # The backend before anything of MLX's own: it is what loads OpenBLAS.
     from ..model.backend import describe, mx, nn
     from ..model.processor import build_model
     from ..model.qwen3_vl import Inputs, Qwen3VL, positions_of
+
+    from mlx import optimizers  # isort: skip
+    from mlx.utils import tree_flatten  # isort: skip
 
     started = time.monotonic()
     tokens = train_tokenizer(folder, recipe)
@@ -172,7 +174,9 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
         [
             optimizers.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
             optimizers.cosine_decay(
-                recipe.learning_rate, recipe.steps - recipe.warmup, recipe.learning_rate * 0.05
+                recipe.learning_rate,
+                max(1, recipe.steps - recipe.warmup),
+                recipe.learning_rate * 0.05,
             ),
         ],
         [recipe.warmup],
@@ -220,7 +224,7 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
     grids = sorted(data)
     weights = np.array([len(data[grid][1]) for grid in grids], float)
     rng = np.random.default_rng([_PICTURE_SEED, recipe.seed, 3])
-    seen, recent = time.monotonic(), []
+    seen, recent, reported = time.monotonic(), [], 0
     for number in range(1, recipe.steps + 1):
         grid = grids[rng.choice(len(grids), p=weights / weights.sum())]
         pictures, texts = data[grid]
@@ -251,9 +255,9 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
         if number % 100 == 0 or number == recipe.steps:
             say(
                 f"step {number}/{recipe.steps}  loss {np.mean(recent[-100:]):.4f}  "
-                f"{(time.monotonic() - seen) / len(recent[-100:]) * 1000:.0f} ms/step"
+                f"{(time.monotonic() - seen) / (number - reported) * 1000:.0f} ms/step"
             )
-            seen = time.monotonic()
+            seen, reported = time.monotonic(), number
 
     parameters = dict(tree_flatten(model.parameters()))
     weights_file = {
@@ -346,34 +350,69 @@ def judge(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
+_MEANINGS = {
+    "judged": "photographs, of a seed that neither training nor any sample uses",
+    "format_strict": "share of answers in the exact format",
+    "words_right": "share of the description's words that are the true ones, where readable",
+    "score_mae": "distance of its scores from the sample's first advisor's, in points of 10",
+    "mean_score_mae": "the same, of always giving that advisor's mean scores",
+}
+
+
 def card(recipe: Recipe, facts: dict[str, Any]) -> str:
-    """The model's README, from what was done and measured."""
-    recipe_rows = "\n".join(f"| {name} | {value} |" for name, value in vars(recipe).items())
-    facts_rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    """The model's README, from what was done and measured.
+
+    Args:
+        recipe: what it was trained by.
+        facts: what :func:`train` and :func:`judge` returned, in one; others may be added.
+    """
+
+    def table(rows: list[tuple[object, ...]]) -> str:
+        return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
+
+    described = [
+        (name, "no readable answer" if facts[name] is None else facts[name], meaning)
+        for name, meaning in _MEANINGS.items()
+    ]
     return f"""# The sample base model
 
 A Qwen3-VL in miniature, trained from nothing on rendered landscapes. It stands in for
 Qwen3-VL-4B-Instruct where that cannot be downloaded: it follows the JSON instruction and says what
-a picture shows, and its scores are generic. It knows nothing of real photographs.
+a picture shows, and its scores are generic. It knows nothing of real photographs, and is of no use
+on them.
 
-Made by `python -m mondrian_ft task=sample_model`, with this recipe:
+## Recipe
+
+`python -m mondrian_ft task=sample_model` makes it again. The same recipe on another machine gives
+another model, near this one in what it can do: floating-point sums differ.
 
 | | |
 |---|---|
-{recipe_rows}
+{table(list(vars(recipe).items()))}
 
 Data: rendered photographs of seeds that no sample database uses, each with critiques by a generic
 reviewer or, where the prompt names one, by an invented critic. The sample's advisors are unknown
 to it: their names appear in prompts, always with the generic answer.
 
-Measured, on unseen photographs, with the prompt of the sample's service:
+## Training run
 
 | | |
 |---|---|
-{facts_rows}
+{table([(name, value) for name, value in facts.items() if name not in _MEANINGS])}
 
-`score_mae` is against the sample's first advisor, in points of 10; `mean_score_mae` is the error of
-always giving that advisor's mean scores.
+`tokens_per_row` is the longest row's; `final_loss` is the mean of the last 100 updates, in nats per
+token, with the description's tokens weighted {recipe.describe:g} times.
+
+## Held out
+
+Asked with the prompt of the sample's service.
+
+| | | |
+|---|---|---|
+{table(described)}
+
+The scores are meant to be off: they are a generic reviewer's, which is what fine-tuning on an
+advisor's critiques is there to change.
 
 Weights: Apache-2.0, like the rest of the package.
 """

@@ -243,6 +243,9 @@ def test_the_bounds_are_obeyed(processor) -> None:
     ]
     assert tokens[0] <= 4 < tokens[1] <= 64 < tokens[2] <= 1280
     assert tokens[2] > 1000
+    small = Image.fromarray(np.zeros((40, 33, 3), np.uint8))
+    assert to_pixels(small, processor, PixelSettings(16_384, 24_576)).tokens >= 16
+    assert to_pixels(small, processor, PixelSettings(1_024, 24_576)).tokens == 1
 
 
 def test_the_fingerprint_changes_with_what_changes_pixels(processor, monkeypatch) -> None:

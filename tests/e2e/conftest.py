@@ -20,8 +20,15 @@ SHARED = ROOT.parent / "shared"
 TEST_ALL = os.environ.get("MONDRIAN_FT_TEST_ALL") == "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder is slow: each waits for processes of its own."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 def environment(**more: str) -> dict[str, str]:
-    """The tester's environment without what would change a run, and with a home of python's."""
+    """The tester's environment without what would change a run; ``python`` is this very one."""
     foreign = ("WANDB_", "HYDRA_", "LD_PRELOAD")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

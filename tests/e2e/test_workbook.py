@@ -96,18 +96,25 @@ def check_snippets(run: Finished, shared: Path) -> None:
 
 
 def check_warnings(run: Finished, updates: int) -> None:
-    """A warm-up longer than the run is obeyed, and told with the peak rate that it reaches."""
+    """A warm-up of most of the run, or more, is obeyed, and told with the peak that it reaches."""
     told = " ".join(run.stderr.split())
-    peak = 2e-4 * updates / 100
-    assert f"optimizer.warmup_steps=100 is longer than the whole run of {updates} updates" in told
-    assert f"peaks at {peak:.2g} and never reaches 0.0002" in told
+    if updates < 100:
+        peak = 2e-4 * updates / 100
+        assert (
+            f"optimizer.warmup_steps=100 is longer than the whole run of {updates} updates" in told
+        )
+        assert f"peaks at {peak:.2g} and never reaches 0.0002" in told
+    else:
+        peak = 2e-4
+        assert f"optimizer.warmup_steps=100 takes up most of the run of {updates} updates" in told
+        assert "peaks at 0.0002 in update 100" in told
     assert f"trainer.save_every=250 never comes in a run of {updates} updates" in told
     assert len(run.facts["warnings"]) == 2
     log = (run.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
     rates = [one["learning_rate"] for one in map(json.loads, log) if one["kind"] == "step"]
     assert len(rates) == updates
-    assert rates == sorted(rates)
-    assert rates[-1] == pytest.approx(peak, rel=1e-5)
+    assert rates[:100] == sorted(rates[:100])
+    assert max(rates) == pytest.approx(peak, rel=1e-5)
 
 
 def test_files(quick: Finished) -> None:

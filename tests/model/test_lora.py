@@ -64,6 +64,22 @@ def test_the_seed_fixes_the_start(lab, base) -> None:
     assert len({found[0][name].tobytes() for name in a}) == len(a)
 
 
+def test_layers_draw_in_the_order_of_their_names(lab, base) -> None:
+    """Not in the order modules happen to be stored in, which is no promise of anyone."""
+    from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+
+    mx.random.seed(5)
+    names = [f"layers.{n}.self_attn.{m}" for n in (0, 1) for m in ("k_proj", "q_proj")]
+    expected = []
+    for name in names:
+        _, layer, _, matrix = name.split(".")
+        linear = base.backbone.text.layers[int(layer)].self_attn[matrix]
+        expected.append(np.array(LoRALinear.from_base(linear, r=4).lora_a))
+    lora.attach(base.model, lab.spec(targets=("q_proj", "k_proj")), seed=5)
+    found = [value for name, value in lab.weights(base).items() if name.endswith("lora_a")]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def test_unknown_targets_are_refused_with_the_nearest(lab, base) -> None:
     """A target that matches nothing trains nothing; the model stays clean."""
     with pytest.raises(AdapterError, match=r"names q_prj, .* did you mean q_proj\?"):

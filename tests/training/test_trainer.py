@@ -66,6 +66,24 @@ def test_accumulation_is_weighted_by_tokens(lab, base, tmp_path, max_grad_norm) 
             assert np.quantile(off, 0.99) < 2e-5, name
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.05, 1e6])
+def test_the_gradient_is_clipped_to_its_global_norm(lab, base, tmp_path, bound) -> None:
+    """Plain descent at rate 1 moves the weights by the clipped norm; 0 clips nothing."""
+    from mlx.optimizers import SGD
+
+    lab.attach(base)
+    examples = lab.examples(2)
+    trainer = lab.trainer(base, examples, tmp_path, max_grad_norm=bound)
+    trainer.optimizer = SGD(learning_rate=1.0)
+    before = lab.weights(base)
+    update = trainer.update([collate(examples, range(2), base.pad_token)])
+    after = lab.weights(base)
+    moved = math.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in before))
+    assert update.grad_norm > 0.1
+    expected = update.grad_norm if bound in (0.0, 1e6) else bound
+    assert moved == pytest.approx(expected, rel=1e-4)
+
+
 def test_every_row_is_seen_once_an_epoch(lab, base, tmp_path) -> None:
     """Seven rows in batches of two, two micro-batches an update: the tail is not dropped."""
     lab.attach(base, live=False)
