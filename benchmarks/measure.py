@@ -87,8 +87,10 @@ def record(name: str, entry: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Put one entry into this machine's file of results; other entries stay."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine()}.json"
-    results = json.loads(path.read_text()) if path.is_file() else {"machine": machine()}
-    results.setdefault("entries", {})[name] = {"versions": versions(), **entry}
+    results: dict[str, Any] = {"machine": machine(), "entries": {}}
+    if path.is_file():
+        results = json.loads(path.read_text())
+    results["entries"][name] = {"versions": versions(), **entry}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=2) + "\n")
     temporary.replace(path)

@@ -28,7 +28,9 @@ from . import measure
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BATCH, RANK, ALPHA, RATE = 2, 16, 32, 5e-3
-_FIELD = re.compile(r"\b(step_time|data_time_per_step|train_loss|total_processed_tokens)=([\d.e,-]+)")
+_FIELD = re.compile(
+    r"\b(step_time|data_time_per_step|train_loss|total_processed_tokens)=([\d.e,-]+)"
+)
 
 
 def run(repeats: int) -> dict[str, Any]:
@@ -40,8 +42,8 @@ def run(repeats: int) -> dict[str, Any]:
         steps = _prepare(folder)
         ours = _our_command(folder, steps)
         theirs = _their_command(folder, model_dir(), steps)
-        ours_env = {**_environment(), "PYTHONPATH": str(ROOT)}
-        theirs_env = {**_environment(), **_preload()}
+        ours_env = {**environment(), "PYTHONPATH": str(ROOT)}
+        theirs_env = {**environment(), **_preload()}
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "mlx_vlm": []}
         for number in range(repeats):
             print(f"training step, round {number + 1} of {repeats}", flush=True)
@@ -69,7 +71,7 @@ def run(repeats: int) -> dict[str, Any]:
 def _prepare(folder: Path) -> int:
     """Write the sample's training rows for both sides; returns the updates of one epoch."""
     argv = [*_ours(), "task=prepare", f"data.output_dir={folder / 'data'}"]
-    measure.process(argv, cwd=folder, env={**_environment(), "PYTHONPATH": str(ROOT)})
+    measure.process(argv, cwd=folder, env={**environment(), "PYTHONPATH": str(ROOT)})
     rows = json.loads((folder / "data" / "training_data_ansel_train.json").read_text())
     # mlx-vlm drops the incomplete batch at the end of an epoch, so neither side gets one.
     rows = rows[: len(rows) // BATCH * BATCH]
@@ -156,7 +158,8 @@ def _read_theirs(output: str, done: measure.Finished, steps: int) -> dict[str, f
     }
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """This process's environment without what would change a measured one."""
     foreign = ("WANDB_", "HYDRA_", "LD_PRELOAD")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
@@ -168,8 +171,8 @@ def _preload() -> dict[str, str]:
     library = blas.load_openblas()
     if library is None:
         return {}
-    beside = blas._beside(library)
-    return {"LD_PRELOAD": ":".join([*beside, library])}
+    # The Fortran runtimes an OpenBLAS of a wheel needs lie beside it, and have to come first.
+    return {"LD_PRELOAD": ":".join([*blas._beside(library), library])}
 
 
 def _shown(argv: Sequence[str], folder: Path) -> str:
@@ -192,3 +195,5 @@ def _show(figures: dict[str, Any], ratios: dict[str, float], steps: int, repeats
     for label, name in rows.items():
         theirs, ours = figures["mlx_vlm"][name]["median"], figures["ours"][name]["median"]
         print(f"{label:26}{theirs:>10.3f}{ours:>10.3f}{ratios[name]:>7.2f}x")
+    print("ratio above 1: ours is ahead. Ours prepares all rows before the first step, which only")
+    print("the whole process shows; it also checks, probes and writes a model card.")

@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from ..run import Run
 
 SAMPLE_NAME = "mondrian_ft sample model"
+_WRITTEN = (
+    adapters.WEIGHTS,
+    adapters.CONFIG,
+    adapters.MANIFEST,
+    "training_args.json",
+    "training_log.jsonl",
+    "README.md",
+    "checkpoints",
+    "evaluation",
+)
+"""What a run leaves in its adapter directory."""
 
 
 def load_base_of(config: Config, run: Run) -> tuple[Base, FeatureStore]:
@@ -239,11 +250,14 @@ def _checkpoint_to_resume(config: Config, run: Run, checkpoints: Any, folder: Pa
     """Where to go on from, None to start afresh; an earlier run's files are moved aside."""
     wish = config.trainer.resume
     if wish == "never":
-        earlier = [folder / "manifest.json", checkpoints.folder]
-        if any(path.exists() for path in earlier):
+        # Only what a run writes is moved: the folder may hold, or be, something else as well.
+        earlier = [folder / name for name in _WRITTEN if (folder / name).exists()]
+        if (folder / adapters.MANIFEST).exists() or checkpoints.folder.exists():
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-            aside = folder.with_name(f"{folder.name}.before-{stamp}")
-            shutil.move(folder, aside)
+            aside = folder / f"before-{stamp}"
+            aside.mkdir(parents=True)
+            for path in earlier:
+                shutil.move(path, aside / path.name)
             run.warn(f"{folder} held an earlier run, which is now in {aside}")
         return None
     if wish == "auto":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -367,7 +367,7 @@ def card(recipe: Recipe, facts: dict[str, Any]) -> str:
         facts: what :func:`train` and :func:`judge` returned, in one; others may be added.
     """
 
-    def table(rows: list[tuple[object, ...]]) -> str:
+    def table(rows: Iterable[tuple[object, ...]]) -> str:
         return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
 
     described = [
@@ -388,7 +388,7 @@ another model, near this one in what it can do: floating-point sums differ.
 
 | | |
 |---|---|
-{table(list(vars(recipe).items()))}
+{table(vars(recipe).items())}
 
 Data: rendered photographs of seeds that no sample database uses, each with critiques by a generic
 reviewer or, where the prompt names one, by an invented critic. The sample's advisors are unknown
@@ -398,7 +398,7 @@ to it: their names appear in prompts, always with the generic answer.
 
 | | |
 |---|---|
-{table([(name, value) for name, value in facts.items() if name not in _MEANINGS])}
+{table((name, value) for name, value in facts.items() if name not in _MEANINGS)}
 
 `tokens_per_row` is the longest row's; `final_loss` is the mean of the last 100 updates, in nats per
 token, with the description's tokens weighted {recipe.describe:g} times.

@@ -57,8 +57,8 @@ def test_mlx_vlm_loads_it_as_it_is():
 
     base = load_base(model_dir())
     from mlx.utils import tree_flatten
-    from mlx_vlm import load
     from mlx_vlm.prompt_utils import apply_chat_template
+    from mlx_vlm.utils import load
 
     model, processor = load(str(model_dir()))
     ours = dict(tree_flatten(base.model.parameters()))  # pyright: ignore
