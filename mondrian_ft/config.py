@@ -19,6 +19,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data.droppable import DROPPABLE
 from .errors import ConfigError, nearest
 from .tasks import TASKS, Task
 
@@ -61,6 +62,23 @@ class Arm(StrEnum):
 
     base = "base"
     tuned = "tuned"
+
+
+class Accept(StrEnum):
+    """Which analyses are linked: none that had to be mended, complete ones, or all with scores."""
+
+    strict = "strict"
+    mended = "mended"
+    all = "all"
+
+
+class PromptExample(Enum):
+    """What becomes of the scores in a prompt's filled example."""
+
+    # No StrEnum: a member named strip would take the place of the string's own method.
+
+    keep = "keep"
+    strip = "strip"
 
 
 class TrackingMode(StrEnum):
@@ -121,6 +139,9 @@ class DataConfig:
     """Share for validation, 0 to 1."""
     test_split: float = 0.0
     """Share kept for the final evaluation, 0 to 1; with 0 the validation part is evaluated."""
+    accept: Accept = Accept.mended
+    """What a stored analysis must be: ``strict`` is JSON as it should be; ``mended`` is complete,
+    whatever had to be mended; ``all`` may lack texts, but no score. Mends are in the manifest."""
     limit: int | None = None
     """Most rows to link, for a quick try; null is all."""
     max_pixels: int = 1_310_720
@@ -129,6 +150,12 @@ class DataConfig:
     """Fewest pixels of a photograph as the model sees it; smaller ones are scaled up."""
     seed: int = 0
     """Seed of the split (and of the sample's photographs), 0 or more."""
+    drop: list[str] = field(default_factory=list)
+    """Findings of the audit whose rows are left out when preparing, such as template_scores."""
+    prompt_example: PromptExample = PromptExample.keep
+    """``strip`` takes the scores out of a filled example in the prompt; ``keep`` leaves them."""
+    require_informative: bool = False
+    """Refuse labels that cannot teach scoring, instead of only saying so."""
 
     def __post_init__(self) -> None:
         shares = {f"data.{part}_split": getattr(self, f"{part}_split") for part in _PARTS}
@@ -146,7 +173,15 @@ class DataConfig:
             f"at most data.max_pixels, {self.max_pixels}",
         )
         _check(self.advisor != "", "data.advisor", "empty", "an advisor's id, or null for all")
+        self._check_drop()
         self._check_sources()
+
+    def _check_drop(self) -> None:
+        for name in self.drop:
+            if name not in DROPPABLE:
+                meant = nearest(name, DROPPABLE)
+                hint = f"did you mean {meant}?" if meant else f"there are {', '.join(DROPPABLE)}."
+                raise ConfigError(f"data.drop names {name}, which no finding can drop; {hint}")
 
     def _check_sources(self) -> None:
         paths = self.db_path if isinstance(self.db_path, list) else [self.db_path]

@@ -70,6 +70,16 @@ class Link(Task):
 
 
 @dataclass
+class Audit(Task):
+    """What the labels are worth: findings and a verdict, as text, JSON and HTML."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.audit(self, config, run)
+
+
+@dataclass
 class Prepare(Task):
     """Manifest -> training, validation and test rows, and the split lock."""
 
@@ -183,6 +193,7 @@ class SampleModel(Task):
 TASKS: dict[str, type[Task]] = {
     "experiment": Experiment,
     "link": Link,
+    "audit": Audit,
     "prepare": Prepare,
     "train": Train,
     "evaluate": Evaluate,

@@ -358,7 +358,7 @@ def changed(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, list):
-        return value[:-1]
+        return value[:-1] or ["more"]
     return 1 if value is None else f"{value}x"
 
 

@@ -7,11 +7,15 @@ accepted when reading, because earlier eras had five to nine of them.
 
 Reading is done in three small steps, so that another shape is another function beside them:
 `find_object` (text to JSON object), `mend` (object to object, every repair named), `validate`
-(object to `Critique`).
+(object to `Critique`). Shapes other than JSON are read in `parsers`.
+
+A blank text is a value; a key that is not there is missing, and stays missing: it keeps its default
+so that code can go on, but `Critique.missing` names it and `render` leaves it out.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -36,6 +40,9 @@ DIMENSIONS: tuple[str, ...] = (
 """The seven dimension names of the workbook's schema, in its order."""
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
+"""A text that is not blank."""
+Said = Annotated[str, StringConstraints(pattern=r"^")]
+"""A text of valid Unicode (what a pattern makes pydantic check), blank or not."""
 Score = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -46,6 +53,9 @@ class Flaw(StrEnum):
     BROKEN_JSON = "broken_json"
     TWO_JSON_BLOCKS = "two_json_blocks"
     WRONG_SHAPE = "wrong_shape"
+    INCOMPLETE = "incomplete"
+    ANALYSIS_FAILED = "analysis_failed"
+    ANALYSIS_TOO_LONG = "analysis_too_long"
     EMPTY_TEXT = "empty_text"
     SCORE_NOT_A_NUMBER = "score_not_a_number"
     SCORE_OUT_OF_RANGE = "score_out_of_range"
@@ -66,25 +76,49 @@ class Dimension(BaseModel):
 
     name: Text
     score: Score
-    comment: Text
-    recommendation: Text
+    comment: Said = ""
+    recommendation: Said = ""
 
 
 class Critique(BaseModel):
-    """A whole analysis. Strict: no foreign keys, numbers are numbers, no text is blank."""
+    """A whole analysis. Strict: no foreign keys, numbers are numbers, texts are texts."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    image_description: Text
+    image_description: Said = ""
     dimensions: Annotated[list[Dimension], Field(min_length=1)]
     overall_score: Score
-    key_strengths: list[Text]
-    priority_improvements: list[Text]
-    technical_notes: Text
+    key_strengths: list[Said] = Field(default_factory=list)
+    priority_improvements: list[Said] = Field(default_factory=list)
+    technical_notes: Said = ""
 
     def scores(self) -> dict[str, float]:
         """The score (0 to 10) of each dimension by name."""
         return {dimension.name: dimension.score for dimension in self.dimensions}
+
+    def missing(self) -> list[str]:
+        """The keys that were not there, such as ``technical_notes``, ``dimensions[2].comment``."""
+        absent = [key for key in KEYS if key not in self.model_fields_set]
+        return absent + [
+            f"dimensions[{index}].{key}"
+            for index, dimension in enumerate(self.dimensions)
+            for key in DIMENSION_KEYS
+            if key not in dimension.model_fields_set
+        ]
+
+    def blank(self) -> list[str]:
+        """The texts that are there but hold nothing, named as in `missing`."""
+        found: list[str] = []
+        for key, value in self.model_dump(exclude_unset=True).items():
+            if isinstance(value, str):
+                found += [key] if not value.strip() else []
+            elif isinstance(value, list):
+                for index, entry in enumerate(value):
+                    texts = entry.items() if isinstance(entry, dict) else [("", entry)]
+                    for name, text in texts:
+                        if isinstance(text, str) and not text.strip():
+                            found.append(f"{key}[{index}]" + (f".{name}" if name else ""))
+        return found
 
 
 KEYS = tuple(Critique.model_fields)
@@ -99,20 +133,22 @@ class Parsed:
     mends: list[str] = field(default_factory=list)
 
 
-def parse_analysis(text: str) -> Parsed:
+def parse_analysis(text: str, *, partial: bool = False) -> Parsed:
     """Read a critique from a stored analysis or a model's raw answer, fenced or bare.
 
     Repairs that cannot change the meaning are made and listed in ``mends``: text around the JSON,
-    an identical second block, scores written as ``"8"`` or ``"8/10"``, unknown extra keys.
+    an identical second block, scores written as ``"8"`` or ``"8/10"``, keys a letter or two off,
+    unknown extra keys. With ``partial`` texts and lists may be missing; dimensions with their names
+    and scores and the overall score may not.
 
     Raises:
         CritiqueError: there is no readable JSON object, there are two different ones, a key is
-            missing or of a wrong type, a text is blank, or a score is not a number within 0-10.
+            missing or of a wrong type, a name is blank, or a score is not a number within 0-10.
     """
     try:
         found, mends = find_object(text)
         mended, more = mend(found)
-        return Parsed(validate(mended), mends + more)
+        return Parsed(validate(mended, partial=partial), mends + more)
     except RecursionError:
         raise CritiqueError(Flaw.BROKEN_JSON, "The JSON is nested too deeply to be read.") from None
 
@@ -126,6 +162,8 @@ def strict_format_error(text: str, dimensions: Sequence[str] | None = None) -> s
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         critique = validate(value)
+        if blank := critique.blank():
+            return f"{blank[0]} is blank."
     except CritiqueError as error:
         return str(error)
     except (ValueError, RecursionError) as error:
@@ -141,9 +179,12 @@ def render(critique: Critique) -> str:
     """The canonical answer: one line of JSON, keys in schema order, whole scores as integers.
 
     ``parse_analysis(render(c)).critique == c`` for every critique. There are no spaces between
-    JSON tokens: they carry nothing, and a model would pay for each in time.
+    JSON tokens: they carry nothing, and a model would pay for each in time. A missing key stays
+    missing.
     """
-    return json.dumps(_whole(critique.model_dump()), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(
+        _whole(critique.model_dump(exclude_unset=True)), ensure_ascii=False, separators=(",", ":")
+    )
 
 
 # -- text to object ------------------------------------------------------------------------------
@@ -164,6 +205,7 @@ def find_object(text: str) -> tuple[dict[str, Any], list[str]]:
     outside: list[str] = []
     ignored = 0
     broken: str | None = None
+    failures = 0
     position = 0
     while (start := text.find("{", position)) >= 0:
         outside.append(text[position:start])
@@ -175,6 +217,9 @@ def find_object(text: str) -> tuple[dict[str, Any], list[str]]:
             break
         except ValueError as error:
             broken = broken or _short(error)
+            failures += 1
+            if failures > _MOST_FAILURES:
+                break
             outside.append("{")
             position = start + 1
             continue
@@ -211,6 +256,9 @@ def find_object(text: str) -> tuple[dict[str, Any], list[str]]:
         mends.append(f"text around the JSON was ignored ({len(around)} characters)")
     return found[0], mends
 
+
+_MOST_FAILURES = 2000
+"""Braces that begin nothing before a text is given up: each costs a look at the whole of it."""
 
 _FENCE = re.compile(r"```[ \t]*\w*")
 _FENCE_BEFORE = re.compile(r"```[ \t]*(?:json)?\s*\Z", re.IGNORECASE)
@@ -264,7 +312,8 @@ def _mend_dimension(dimension: Any, where: str, mends: list[str]) -> Any:
 def _known_keys(
     found: dict[str, Any], keys: Sequence[str], where: str, mends: list[str]
 ) -> dict[str, Any]:
-    # Only beside all known keys is a foreign one surplus; otherwise it may be a misspelled one.
+    found = _respelt(found, keys, where, mends)
+    # Only beside all known keys is a foreign one surplus; otherwise it may stand for one of them.
     extra = [key for key in found if key not in keys]
     if not extra or any(key not in found for key in keys):
         return dict(found)
@@ -272,10 +321,29 @@ def _known_keys(
     return {key: found[key] for key in keys}
 
 
+def _respelt(
+    found: dict[str, Any], keys: Sequence[str], where: str, mends: list[str]
+) -> dict[str, Any]:
+    """Near misses such as ``dimsions`` and ``scroe`` under their right names.
+
+    Only where there is no doubt: the right key is absent, and no second key is as near to it.
+    """
+    foreign = [key for key in found if key not in keys]
+    meant: dict[str, str] = {}
+    for key in keys:
+        if key not in found:
+            near = [word for word in foreign if difflib.get_close_matches(word, [key], 1, 0.8)]
+            if len(near) == 1 and near[0] not in meant:
+                meant[near[0]] = key
+    mends.extend(f'the key {where}"{word}" was read as {key}' for word, key in meant.items())
+    return {meant.get(key, key): value for key, value in found.items()}
+
+
 _SCORE = re.compile(r"\s*([+-]?\d{1,6}(?:\.\d{1,12})?)\s*(?:/\s*10(?:\.0)?)?\s*")
 
 
 def _score(value: Any, where: str, mends: list[str]) -> Any:
+    # Letter grades ("A-") are left as they are, to be refused: no table says what they stand for.
     if not isinstance(value, str) or not (match := _SCORE.fullmatch(value)):
         return value
     mends.append(f'{where} "{value}" was read as {match[1]}')
@@ -285,8 +353,8 @@ def _score(value: Any, where: str, mends: list[str]) -> Any:
 # -- object to critique --------------------------------------------------------------------------
 
 
-def validate(value: Any) -> Critique:
-    """Check an object against the schema.
+def validate(value: Any, *, partial: bool = False) -> Critique:
+    """Check an object against the schema; ``partial`` allows texts and lists to be missing.
 
     Raises:
         CritiqueError: naming the first offending key, its value, and how many more there are.
@@ -299,6 +367,10 @@ def validate(value: Any) -> Critique:
         more = f" (There are {len(problems) - 1} more problems.)" if len(problems) > 2 else ""
         more = " (There is one more problem.)" if len(problems) == 2 else more
         raise CritiqueError(flaw, sentence + more) from None
+    absent = critique.missing()
+    if absent and not partial:
+        more = f" ({len(absent)} keys are.)" if len(absent) > 1 else ""
+        raise CritiqueError(Flaw.INCOMPLETE, f"The key {absent[0]} is missing.{more}")
     names = [dimension.name for dimension in critique.dimensions]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -314,7 +386,8 @@ def _explain(problem: dict[str, Any]) -> tuple[Flaw, str]:
     shown = _short(repr(given))
     is_score = where.endswith("score")
     if kind == "missing":
-        return Flaw.WRONG_SHAPE, f"The key {where} is missing."
+        flaw = Flaw.INCOMPLETE if where == "overall_score" else Flaw.WRONG_SHAPE
+        return flaw, f"The key {where} is missing."
     if kind == "extra_forbidden":
         return Flaw.WRONG_SHAPE, f"The key {where} is not part of the schema."
     if kind == "string_pattern_mismatch":

@@ -17,8 +17,11 @@ from typing import Any
 from ..errors import DataError, nearest
 from ..files import atomic_write_json
 from .critique import CritiqueError, Parsed, parse_analysis, render
+from .example import strip_example
+from .lock import locked_parts, new_entry, read_locks
 from .prompt import build_prompt, fingerprint
 from .rows import Row, check_disjoint, data_lock, hash_photograph, load_json, read_rows
+from .similar import near_groups, perceptual_hashes
 from .split import PARTS, assign
 from .store import advisor_id
 
@@ -68,6 +71,9 @@ def prepare(
     seed: int,
     output_dir: str | Path,
     limit: int | None = None,
+    leave_out: Mapping[str, str] | None = None,
+    strip_prompt_example: bool = False,
+    cache: Path | None = None,
 ) -> Prepared:
     """Turn a manifest into the training files of one advisor (None: of all of them together).
 
@@ -79,15 +85,27 @@ def prepare(
         manifest: what `link.link` returned, or the path of its file.
         train_split, val_split, test_split: fractions of the photographs; see `split.assign`.
         limit: use only the first ``limit`` records.
+        leave_out: job ids not to use, and the audit's finding that says so; ``meta["dropped"]``.
+        strip_prompt_example: take the scores out of filled examples in prompts.
+        cache: a file that keeps perceptual hashes until the photographs change.
+
+    A ``split.lock.json`` in ``output_dir`` is honoured: see `lock`. Files that show one photograph
+    (`similar`), and records with the same ``shoot``, are dealt together.
 
     Raises:
         DataError: the manifest is unreadable or has no record of ``advisor``, a photograph or an
-            analysis is gone or changed since it was linked, or there are too few photographs.
+            analysis is gone or changed since it was linked, there are too few photographs, or the
+            split lock does not fit.
     """
     source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
     content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
-    records = _records(content, advisor, source)[:limit]
+    dropped = dict(leave_out or {})
+    records = [r for r in _records(content, advisor, source) if r["job_id"] not in dropped][:limit]
+    if not records:
+        raise DataError(f"data.drop leaves none of the {len(dropped)} rows; drop less.")
     prompts = content.get("prompts") or {}
+    if strip_prompt_example:
+        prompts = _stripped(prompts)
     rows: dict[str, Row] = {}
     facts: list[dict[str, Any]] = []
     for record in records:
@@ -96,29 +114,43 @@ def prepare(
         facts.append(
             {
                 "job_id": row.job_id,
+                "advisor": row.advisor,
                 "image_sha256": row.image_sha256,
+                "shoot": record.get("shoot"),
                 "overall_score": parsed.critique.overall_score,
                 "dimensions": [dimension.name for dimension in parsed.critique.dimensions],
             }
         )
-    parts = assign(facts, train=train_split, val=val_split, test=test_split, seed=seed)
+    splits = {"train": train_split, "val": val_split, "test": test_split}
+    locks = read_locks(Path(output_dir) / LOCK_NAME)
+    earlier = locks["advisors"].get(advisor_id(advisor) or "all")
+    locked = locked_parts(
+        earlier, facts, seed=seed, splits=splits, path=Path(output_dir) / LOCK_NAME
+    )
+    _group(list(rows.values()), facts, cache)
+    parts = assign(
+        facts, train=train_split, val=val_split, test=test_split, seed=seed, locked=locked
+    )
     dealt = {part: [row for key, row in rows.items() if parts[key] == part] for part in PARTS}
     meta = {
         "advisor": advisor_id(advisor) or "all",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "manifest": str(source) if source else None,
         "seed": seed,
-        "splits": {"train": train_split, "val": val_split, "test": test_split},
+        "splits": splits,
         "total_examples": len(rows),
         "total_photographs": len({row.image_sha256 for row in rows.values()}),
+        "total_groups": len({fact["group"] for fact in facts}),
         "parts": {part: _part_facts(dealt[part], facts) for part in PARTS},
         "prompts": _prompt_facts(list(rows.values()), prompts),
         "dimensions": _dimension_facts(facts),
         "longest_response": max(len(row.response) for row in rows.values()),
+        "dropped": dropped,
         "data_lock": data_lock(dealt),
     }
     prepared = Prepared(**dealt, meta=meta)
-    _write(prepared, Path(output_dir), advisor)
+    locks["advisors"][meta["advisor"]] = new_entry(earlier, dealt, meta)
+    _write(prepared, Path(output_dir), advisor, locks)
     return prepared
 
 
@@ -186,7 +218,7 @@ def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Pa
     if sha256 != record.get("image_sha256", sha256):
         raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
     try:
-        parsed = parse_analysis(analysis.read_bytes().decode("utf-8-sig"))
+        parsed = parse_analysis(analysis.read_bytes().decode("utf-8-sig"), partial=True)
     except (OSError, UnicodeDecodeError, CritiqueError) as error:
         raise DataError(
             f"The analysis {analysis} of job {job} can no longer be used: {error} "
@@ -196,6 +228,37 @@ def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Pa
     prompt = known["text"] if known else build_prompt(None, record["advisor"])[0]
     row = Row(job, str(record["advisor"]), path, prompt, render(parsed.critique), sha256)
     return row, parsed
+
+
+def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:
+    """Give each fact its ``group``: one photograph in all its files, and all of a shoot."""
+    paths = {row.image_sha256: row.image_path for row in rows}
+    looks = perceptual_hashes(paths.values(), cache)
+    leader = near_groups({sha256: looks[path] for sha256, path in paths.items()})
+    shoots: dict[str, str] = {}
+
+    def find(group: str) -> str:
+        while leader[group] != group:
+            group = leader[group]
+        return group
+
+    for fact in facts:
+        if fact["shoot"]:
+            own = find(fact["image_sha256"])
+            first, second = sorted((own, find(shoots.setdefault(str(fact["shoot"]), own))))
+            leader[second] = first
+    for fact in facts:
+        fact["group"] = find(fact["image_sha256"])
+
+
+def _stripped(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts without their examples' scores, under their ids and under their new fingerprints."""
+    found: dict[str, Any] = {}
+    for key, prompt in prompts.items():
+        text = strip_example(prompt["text"])
+        told = prompt["source"] + (", example stripped" if text != prompt["text"] else "")
+        found[key] = found[fingerprint(text)] = {**prompt, "text": text, "source": told}
+    return found
 
 
 # -- meta and files ------------------------------------------------------------------------------
@@ -228,23 +291,13 @@ def _dimension_facts(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [{"names": list(names), "examples": n} for names, n in used.most_common()]
 
 
-def _write(prepared: Prepared, output_dir: Path, advisor: str | None) -> None:
+def _write(
+    prepared: Prepared, output_dir: Path, advisor: str | None, locks: Mapping[str, Any]
+) -> None:
     meta = prepared.meta
-    lock_path = output_dir / LOCK_NAME
-    locks = load_json(lock_path, "split lock") if lock_path.exists() else {}
-    if not isinstance(locks, dict) or not isinstance(locks.setdefault("advisors", {}), dict):
-        raise DataError(f"{lock_path} is not a split lock of this program; move it away.")
     parts = {part: getattr(prepared, part) for part in PARTS}
-    locks["advisors"][meta["advisor"]] = {
-        "data_lock": meta["data_lock"],
-        "seed": meta["seed"],
-        "splits": meta["splits"],
-        "photographs": {
-            row.image_sha256: part
-            for part, rows in parts.items()
-            for row in sorted(rows, key=lambda row: row.image_sha256)
-        },
-    }
+    # First: rows that were dealt without their lock could be dealt otherwise next time.
+    atomic_write_json(output_dir / LOCK_NAME, locks)
     for part, rows in parts.items():
         path = part_path(output_dir, advisor, part)
         if meta["splits"][part] > 0:
@@ -252,7 +305,6 @@ def _write(prepared: Prepared, output_dir: Path, advisor: str | None) -> None:
         else:
             # A part of an earlier split would overlap with the parts of this one.
             path.unlink(missing_ok=True)
-    atomic_write_json(lock_path, locks)
     atomic_write_json(part_path(output_dir, advisor, "meta"), meta)
 
 

@@ -7,8 +7,9 @@ training and evaluation files"), and more beside them.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,8 @@ from typing import Any
 
 from ..errors import DataError, nearest
 from ..files import atomic_write_json
-from .analyses import Shelf, find_analysis, shelve
-from .critique import CritiqueError, parse_analysis
-from .photographs import Photographs, find_photograph
+from .analyses import ACCEPT, Shelf, find_analysis, photograph_prefix, shelve
+from .photographs import Folder, Match, Photographs, base_name, find_photograph
 from .prompt import build_prompt, fingerprint
 from .reasons import LeftOut, Reason
 from .store import Job, JobStore, advisor_id
@@ -52,7 +52,9 @@ def link(
     advisor: str | None,
     *,
     limit: int | None = None,
+    accept: str = "mended",
     scratch: Path,
+    cache: Path | None = None,
 ) -> LinkResult:
     """Join the finished rows of one or more job databases with photographs and analyses.
 
@@ -62,21 +64,29 @@ def link(
         analysis_dir: the folder of analysis files; None reads only analyses stored in the rows.
         advisor: the advisor's id; None links every advisor.
         limit: link this many rows and leave the rest out with the reason ``over_limit``.
-        scratch: where ``analyses/`` is made for analyses that are stored in the rows.
+        accept: what an analysis must be, one of `analyses.ACCEPT`.
+        scratch: where ``analyses/`` is made for analyses that are stored in the rows, or not as
+            JSON.
+        cache: a file that keeps what is known of photographs until they change; None keeps nothing.
 
     Returns:
         ``manifest``: ``timestamp``, ``total_records``, ``by_advisor.<advisor>.count`` and
         ``.records``, each with ``job_id, image_path, analysis_path, completed_at, json_size``
         (bytes) ``, overall_score`` and ``advisor, database, image_sha256, image_size`` (width and
-        height, upright) ``, mends, photograph_rule, analysis_rule, prompt_source, prompt_id``;
+        height, upright) ``, image_orientation, mends, missing, photograph_rule,
+        photograph_confidence, analysis_rule, analysis_source`` (the file it was read from, None for
+        a column) ``, analysis_parser, passed_over, prompt_source, prompt_id``;
         ``prompts.<prompt_id>``: the text; all paths absolute.
         ``report``: ``rows``, ``linked``, ``left_out[] = {job_id, reason, detail, database}`` with
-        ``linked + len(left_out) == rows``, ``reasons`` (counts), ``mended`` (rows repaired).
+        ``linked + len(left_out) == rows``, ``reasons`` (counts), ``mended`` (rows repaired),
+        ``incomplete`` (rows that lack a text), ``accept``.
 
     Raises:
         DataError: a database or folder cannot be read.
         NoUsableRows: no row could be linked; the sentence counts the reasons.
     """
+    if accept not in ACCEPT:
+        raise DataError(f"data.accept is {accept!r}; it is one of {', '.join(ACCEPT)}.")
     databases = [db_paths] if isinstance(db_paths, str | Path) else list(db_paths)
     if not databases:
         raise DataError("data.db_path lists no database; give the path of a mondrian.db.")
@@ -85,14 +95,17 @@ def link(
     stores = [JobStore(path) for path in databases]
     ids = {job.id for store in stores for job in store.jobs() if job.id}
     linker = _Linker(
-        source=photographs_in,
-        shelf=Shelf(analyses_in, ids),
+        source=Folder(photographs_in),
+        shelf=Shelf(Folder(analyses_in) if analyses_in else None, ids),
         scratch=Path(scratch).absolute(),
         advisor=advisor_id(advisor),
         limit=limit,
+        accept=accept,
+        photographs=Photographs(cache),
     )
     for store in stores:
         linker.add(store)
+    linker.photographs.save()
     report = linker.report()
     if not linker.records:
         raise NoUsableRows(_none_usable(stores, linker.advisor, report), report)
@@ -115,11 +128,22 @@ def link_into(
     advisor: str | None,
     *,
     limit: int | None = None,
+    accept: str = "mended",
+    cache: Path | None = None,
 ) -> LinkResult:
     """`link` and `write` in one; the report is written even when no row could be linked."""
     output = Path(output_dir)
     try:
-        result = link(db_paths, source_dir, analysis_dir, advisor, limit=limit, scratch=output)
+        result = link(
+            db_paths,
+            source_dir,
+            analysis_dir,
+            advisor,
+            limit=limit,
+            accept=accept,
+            scratch=output,
+            cache=cache,
+        )
     except NoUsableRows as error:
         atomic_write_json(output / REPORT_NAME, error.report)
         raise NoUsableRows(
@@ -133,27 +157,43 @@ def link_into(
 class _Linker:
     """The state of one linking: what was linked, what was left out."""
 
-    source: Path
+    source: Folder
     shelf: Shelf
     scratch: Path
     advisor: str | None
     limit: int | None
+    accept: str
+    photographs: Photographs
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)
-    photographs: Photographs = field(default_factory=Photographs)
 
     def add(self, store: JobStore) -> None:
         """Link or leave out every row of one database."""
+        profiles = _Profiles(store)
+        if self.limit is None:
+            self._look_at_photographs(store)
         for job in store.jobs():
             try:
-                self.records[job.id or ""] = self._record(job, store)
+                self.records[job.id or ""] = self._record(job, store, profiles)
             except LeftOut as error:
                 self._leave_out(job, store, error.reason, str(error))
-            except CritiqueError as error:
-                self._leave_out(job, store, Reason(error.reason.value), str(error))
 
-    def _record(self, job: Job, store: JobStore) -> dict[str, Any]:
+    def _look_at_photographs(self, store: JobStore) -> None:
+        """Check all that will be needed at once; what is wrong with a row is told later."""
+        paths: list[Path] = []
+        for job in store.jobs():
+            with suppress(LeftOut):
+                choose_advisor(job, self.advisor)
+                check_finished(job)
+                paths.append(self._photograph(job).path)
+        self.photographs.check_all(paths)
+
+    def _photograph(self, job: Job) -> Match:
+        prefix = photograph_prefix(job, self.shelf)
+        return find_photograph(job.filename, self.source, prefix, self.photographs.sha256)
+
+    def _record(self, job: Job, store: JobStore, profiles: _Profiles) -> dict[str, Any]:
         advisor = choose_advisor(job, self.advisor)
         check_finished(job)
         if job.id in self.records:
@@ -161,27 +201,37 @@ class _Linker:
             raise LeftOut(Reason.DUPLICATE_ID, f"The same job id was already linked from {first}.")
         if self.limit is not None and len(self.records) >= self.limit:
             raise LeftOut(Reason.OVER_LIMIT, f"data.limit is {self.limit}; the row was not read.")
-        analysis = find_analysis(job, advisor, self.shelf)
-        parsed = parse_analysis(analysis.text)
-        path, rule = find_photograph(job.filename, self.source)
-        photograph = self.photographs.check(path)
-        prompt, source = build_prompt(store, advisor)
+        analysis = find_analysis(
+            job, advisor, self.shelf, profiles.of(job, advisor), accept=self.accept
+        )
+        match = self._photograph(job)
+        photograph = self.photographs.check(match.path)
+        own = None if {"prompt"} & {*job.undecodable, *job.cut} else job.prompt
+        prompt, source = build_prompt(store, advisor, own)
         prompt_id = fingerprint(prompt)
         self.prompts.setdefault(prompt_id, {"text": prompt, "source": source})
+        path = shelve(analysis, job, advisor, self.scratch)
+        critique = analysis.reading.parsed.critique
         return {
             "job_id": job.id,
             "image_path": str(photograph.path),
-            "analysis_path": str(shelve(analysis, job, advisor, self.scratch)),
+            "analysis_path": str(path),
             "completed_at": job.completed_at,
-            "json_size": len(analysis.text.encode("utf-8")),
-            "overall_score": parsed.critique.overall_score,
+            "json_size": path.stat().st_size,
+            "overall_score": critique.overall_score,
             "advisor": advisor,
             "database": str(store.path),
             "image_sha256": photograph.sha256,
             "image_size": list(photograph.size),
-            "mends": parsed.mends,
-            "photograph_rule": rule,
-            "analysis_rule": analysis.rule,
+            "image_orientation": photograph.orientation,
+            "mends": analysis.reading.parsed.mends,
+            "missing": critique.missing(),
+            "photograph_rule": match.rule,
+            "photograph_confidence": match.confidence,
+            "analysis_rule": analysis.source.rule,
+            "analysis_source": str(analysis.source.path) if analysis.source.path else None,
+            "analysis_parser": analysis.reading.parser,
+            "passed_over": analysis.passed_over,
             "prompt_source": source,
             "prompt_id": prompt_id,
         }
@@ -208,6 +258,12 @@ class _Linker:
                 for record in self.records.values()
                 if record["mends"]
             ],
+            "incomplete": [
+                {"job_id": record["job_id"], "missing": record["missing"]}
+                for record in self.records.values()
+                if record["missing"]
+            ],
+            "accept": self.accept,
         }
 
     def manifest(self, stores: Iterable[JobStore]) -> dict[str, Any]:
@@ -221,11 +277,32 @@ class _Linker:
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "total_records": len(self.records),
             "databases": [str(store.path) for store in stores],
-            "source_dir": str(self.source),
-            "analysis_dir": str(self.shelf.folder) if self.shelf.folder else None,
+            "source_dir": str(self.source.path),
+            "analysis_dir": str(self.shelf.folder.path) if self.shelf.folder else None,
             "prompts": self.prompts,
             "by_advisor": by_advisor,
         }
+
+
+class _Profiles:
+    """A database's rows of ``dimensional_profiles``, by the job or the photograph they judge."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._by_job: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        self._by_photograph: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for row in store.profiles():
+            advisor = advisor_id(row["advisor_id"])
+            if advisor and row.get("job_id"):
+                self._by_job[advisor, str(row["job_id"])].append(row)
+            elif advisor and row["image_path"]:
+                self._by_photograph[advisor, base_name(row["image_path"])].append(row)
+
+    def of(self, job: Job, advisor: str) -> list[dict[str, Any]]:
+        """The row's own profiles, else the one of its photograph; several of that are none."""
+        if own := self._by_job.get((advisor, job.id or "")):
+            return own
+        found = self._by_photograph.get((advisor, base_name(job.filename or "")), [])
+        return found if len(found) == 1 else []
 
 
 def choose_advisor(job: Job, wanted: str | None) -> str:

@@ -33,17 +33,22 @@ class PromptSource(Protocol):
     def advisor_prompt(self, advisor: str) -> str | None: ...
 
 
-def build_prompt(store: PromptSource | None, advisor: str) -> tuple[str, str]:
+def build_prompt(
+    store: PromptSource | None, advisor: str, own: str | None = None
+) -> tuple[str, str]:
     """The text beside the photograph, and where it came from.
 
     Args:
         store: the job database; None where there is none (a hand-made manifest).
         advisor: the advisor's id, such as ``ansel``.
+        own: the prompt that the row itself says it was asked with; taken as it is unless blank.
 
     Returns:
         ``(text, source)``; ``source`` names the parts, such as
-        ``"config.system_prompt + advisors.prompt"`` or ``"template"``.
+        ``"jobs.prompt"``, ``"config.system_prompt + advisors.prompt"`` or ``"template"``.
     """
+    if own and own.strip():
+        return own, "jobs.prompt"
     system = store.system_prompt() if store else None
     persona = store.advisor_prompt(advisor) if store else None
     parts = [system or TEMPLATE]

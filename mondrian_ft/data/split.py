@@ -17,49 +17,121 @@ PARTS: tuple[str, ...] = ("train", "val", "test")
 
 
 def assign(
-    records: Iterable[Mapping[str, Any]], *, train: float, val: float, test: float, seed: int
+    records: Iterable[Mapping[str, Any]],
+    *,
+    train: float,
+    val: float,
+    test: float,
+    seed: int,
+    locked: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Deal every record to a part, by photograph.
 
+    A group that a locked photograph belongs to goes where that one is. With ``locked``, all other
+    groups go to train and val alone, to whichever lacks most of its share: a test part that grew
+    would no longer be the one that earlier adapters were judged on.
+
     Args:
-        records: manifest records; used are ``job_id``, ``image_sha256`` and ``overall_score``.
+        records: manifest records; used are ``job_id``, ``image_sha256``, ``overall_score``,
+            ``advisor`` and ``group``. Records of one group (by default: of one content) stay
+            together; it may hold several files, such as crops of one photograph.
         train, val, test: fractions of the photographs, adding up to 1. A part's count is the
             nearest that whole photographs allow (largest remainder; on a tie the test part, then
             the validation part, has it), and a part with a fraction above 0 has at least one.
         seed: another seed, another deal. The order of the records does not matter.
+        locked: the part of every photograph (by ``image_sha256``) that was dealt before.
 
     Returns:
         ``job_id`` to ``"train"``, ``"val"`` or ``"test"``. Records of one photograph share a part,
         and the parts' overall scores are spread alike.
 
     Raises:
-        DataError: there are fewer photographs than parts, or two records share a ``job_id``.
+        DataError: there are fewer photographs than parts, two records share a ``job_id``, or a
+            group holds photographs that are locked in different parts.
     """
+    fractions = {"train": train, "val": val, "test": test}
     groups: dict[str, list[Mapping[str, Any]]] = {}
     parts: dict[str, str] = {}
     for record in records:
         if record["job_id"] in parts:
             raise DataError(f'The job id "{record["job_id"]}" is in the data twice; link again.')
         parts[record["job_id"]] = ""
-        groups.setdefault(record["image_sha256"], []).append(record)
-    counts = part_sizes(len(groups), {"train": train, "val": val, "test": test})
-    order = _spread_by_score(groups, seed)
-    for photograph, part in zip(order, _interleave(counts), strict=True):
-        for record in groups[photograph]:
-            parts[record["job_id"]] = part
+        groups.setdefault(str(record.get("group") or record["image_sha256"]), []).append(record)
+    files = {group: len({r["image_sha256"] for r in rows}) for group, rows in groups.items()}
+    dealt = _from_lock(groups, locked) if locked else {}
+    counts = part_sizes(sum(files.values()), fractions, groups=len(groups))
+    for group, part in dealt.items():
+        counts[part] = max(0, counts[part] - files[group])
+    if locked:
+        # The test part was closed when it was made; what is new must not open it again.
+        counts["test"] = 0
+    order = [group for group in _spread_by_score(groups, seed) if group not in dealt]
+    several = [group for group in order if files[group] > 1]
+    for group in sorted(several, key=lambda g: -files[g]):
+        part = _neediest(counts, set(dealt.values()), len(groups) - len(dealt))
+        counts[part] = max(0, counts[part] - files[group])
+        dealt[group] = part
+    single = [group for group in order if files[group] == 1]
+    home = max(("train", "val"), key=lambda part: (fractions[part], part == "train"))
+    slots = _interleave(_shrunk(counts, len(single), home))
+    dealt |= dict(zip(single, slots, strict=True))
+    for group, rows in groups.items():
+        for record in rows:
+            parts[record["job_id"]] = dealt[group]
     return parts
 
 
-def part_sizes(photographs: int, fractions: Mapping[str, float]) -> dict[str, int]:
+def _from_lock(
+    groups: Mapping[str, list[Mapping[str, Any]]], locked: Mapping[str, str]
+) -> dict[str, str]:
+    """The groups that hold a locked photograph, and its part."""
+    dealt = {}
+    for group, rows in groups.items():
+        known = {locked[r["image_sha256"]]: r for r in rows if r["image_sha256"] in locked}
+        if len(known) > 1:
+            (one, first), (other, second) = sorted(known.items())[:2]
+            raise DataError(
+                f"The photographs of jobs {first['job_id']} ({one}) and {second['job_id']} "
+                f"({other}) belong together now, by likeness or shoot, but are locked in two "
+                "parts; take the new photograph that joins them out, or move split.lock.json away "
+                "to split anew."
+            )
+        if known:
+            dealt[group] = next(iter(known))
+    return dealt
+
+
+def _neediest(counts: Mapping[str, int], filled: set[str], groups_left: int) -> str:
+    """The part that lacks most; an empty one when as few groups are left as parts are empty."""
+    empty = [part for part in PARTS if counts[part] > 0 and part not in filled]
+    among = empty if len(empty) >= groups_left > 0 and empty else list(PARTS)
+    return max(among, key=lambda part: (counts[part], -PARTS.index(part)))
+
+
+def _shrunk(counts: Mapping[str, int], photographs: int, home: str) -> dict[str, int]:
+    """``counts`` made to add up to ``photographs``; what is over goes to ``home``."""
+    sizes = dict(counts)
+    while sum(sizes.values()) > photographs:
+        sizes[max(sizes, key=lambda part: (sizes[part], -PARTS.index(part)))] -= 1
+    sizes[home] += photographs - sum(sizes.values())
+    return sizes
+
+
+def part_sizes(
+    photographs: int, fractions: Mapping[str, float], *, groups: int | None = None
+) -> dict[str, int]:
     """How many of ``photographs`` each part gets; the counts add up to ``photographs``.
+
+    ``groups`` is how many of them are independent; None for all.
 
     Raises:
         DataError: fewer photographs than parts with a fraction above 0.
     """
     wanted = [part for part in PARTS if fractions[part] > 0]
-    if photographs < len(wanted):
+    distinct = photographs if groups is None else groups
+    if distinct < len(wanted):
         raise DataError(
-            f"{photographs} distinct photographs cannot fill {len(wanted)} parts "
+            f"{distinct} distinct photographs cannot fill {len(wanted)} parts "
             f"({', '.join(wanted)}); link more photographs or set a split to 0."
         )
     exact = {part: fractions[part] * photographs for part in wanted}
@@ -77,7 +149,7 @@ def part_sizes(photographs: int, fractions: Mapping[str, float]) -> dict[str, in
 
 
 def _spread_by_score(groups: Mapping[str, list[Mapping[str, Any]]], seed: int) -> list[str]:
-    """Photographs from low to high overall score, shuffled by seed within bands of ten.
+    """Photographs by their advisors and from low to high score, shuffled within bands of ten.
 
     Dealing along this order gives each part its share of every band.
     """
@@ -91,7 +163,10 @@ def _spread_by_score(groups: Mapping[str, list[Mapping[str, Any]]], seed: int) -
         # fsum of sorted values: the mean must not depend on the order of the rows.
         return math.fsum(known) / len(known) if known else 0.0
 
-    ranked = sorted(groups, key=lambda photograph: (score(photograph), draw(photograph)))
+    def advisors(photograph: str) -> list[str]:
+        return sorted({str(r.get("advisor") or "") for r in groups[photograph]})
+
+    ranked = sorted(groups, key=lambda group: (advisors(group), score(group), draw(group)))
     bands = [ranked[start : start + 10] for start in range(0, len(ranked), 10)]
     return [photograph for band in bands for photograph in sorted(band, key=draw)]
 

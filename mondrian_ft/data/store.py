@@ -7,6 +7,7 @@ and went between versions (facts: "The jobs table"), so a missing one reads as N
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -28,7 +29,8 @@ REQUIRED = ("id", "filename", "status")
 class Job:
     """One row of ``jobs``, as text; None where the column is absent or NULL.
 
-    ``undecodable`` names the columns whose bytes are not UTF-8 (their text has U+FFFD marks).
+    ``undecodable`` names the columns whose bytes are not UTF-8 (their text has U+FFFD marks);
+    ``cut`` those of which only the first `MAX_CELL` bytes were read.
     """
 
     id: str | None
@@ -37,11 +39,18 @@ class Job:
     advisor: str | None = None
     analysis_file: str | None = None
     analysis_markdown: str | None = None
+    analysis_html: str | None = None
+    llm_outputs: str | None = None
+    prompt: str | None = None
     completed_at: str | None = None
     undecodable: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
 
-_COLUMNS = tuple(f.name for f in fields(Job) if f.name != "undecodable")
+MAX_CELL = 4_000_000
+"""Bytes read of one cell at most: a runaway answer must not fill the memory."""
+
+_COLUMNS = tuple(f.name for f in fields(Job) if f.name not in ("undecodable", "cut"))
 
 
 def advisor_id(name: str | None) -> str | None:
@@ -77,6 +86,10 @@ class JobStore:
         """Every row of ``jobs``, finished or not, in the order of the table."""
         return list(self._jobs)
 
+    def profiles(self) -> list[dict[str, Any]]:
+        """Every row of ``dimensional_profiles``, column to value; texts as text, NULL as None."""
+        return list(self._profiles)
+
     def system_prompt(self) -> str | None:
         """The text of ``config.system_prompt``, or None if it is absent or blank."""
         return self._system_prompt
@@ -105,17 +118,27 @@ class JobStore:
                     "without it no row can be linked to its photograph."
                 )
             wanted = [name for name in _COLUMNS if name in columns]
-            rows = connection.execute(f"SELECT {', '.join(wanted)} FROM jobs")
-            self._jobs = [_job(wanted, row) for row in rows]
+            rows = connection.execute(f"SELECT {', '.join(map(_bounded, wanted))} FROM jobs")
+            # Most rows of an advisor share one prompt, of several thousand characters.
+            shared: dict[str, str] = {}
+            self._jobs = [_job(wanted, row, shared) for row in rows]
+            self._profiles: list[dict[str, Any]] = []
+            known = _columns(connection, "dimensional_profiles")
+            if {"advisor_id", "image_path"} <= known.keys():
+                names = [name for name in known if name in _PROFILE or _is_judgement(name)]
+                chosen = ", ".join(_bounded(f'"{name}"') for name in names)
+                for row in connection.execute(f"SELECT {chosen} FROM dimensional_profiles"):
+                    cells = (v if isinstance(v, int | float) else _text(v)[0] for v in row)
+                    self._profiles.append(dict(zip(names, cells, strict=True)))
             self._system_prompt: str | None = None
-            known = _columns(connection, "config") if "config" in tables else set()
-            if {"key", "value"} <= known:
+            known = _columns(connection, "config") if "config" in tables else {}
+            if {"key", "value"} <= known.keys():
                 query = "SELECT value FROM config WHERE key = 'system_prompt'"
                 for (value,) in connection.execute(query):
                     self._system_prompt = _unless_blank(_text(value)[0])
             self._advisor_prompts: dict[str, str] = {}
-            known = _columns(connection, "advisors") if "advisors" in tables else set()
-            if {"id", "prompt"} <= known:
+            known = _columns(connection, "advisors") if "advisors" in tables else {}
+            if {"id", "prompt"} <= known.keys():
                 for name, value in connection.execute("SELECT id, prompt FROM advisors"):
                     prompt = _unless_blank(_text(value)[0])
                     key = advisor_id(_text(name)[0])
@@ -198,17 +221,38 @@ def _names(connection: sqlite3.Connection, query: str) -> set[str]:
     return {_text(row[0])[0] or "" for row in connection.execute(query)}
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    return _names(connection, f"SELECT name FROM pragma_table_info('{table}')")
+def _columns(connection: sqlite3.Connection, table: str) -> dict[str, None]:
+    """The names of a table's columns, in its order; nothing for a table that is not there."""
+    found = connection.execute(f"SELECT name FROM pragma_table_info('{table}')")
+    return dict.fromkeys(_text(row[0])[0] or "" for row in found)
 
 
-def _job(names: Sequence[str], row: Sequence[Any]) -> Job:
-    values, undecodable = {}, []
+_PROFILE = {"job_id", "advisor_id", "image_path", "overall_grade", "image_description"}
+
+
+def _is_judgement(column: str) -> bool:
+    return re.fullmatch(r"\w+_(?:score|comment)", column) is not None
+
+
+def _bounded(column: str) -> str:
+    """A column of which long cells are read in part; SQLite's ``length`` of a text stops at NUL."""
+    size = f"length(CAST({column} AS BLOB))"
+    head = f"substr(CAST({column} AS BLOB), 1, {MAX_CELL})"
+    return f"CASE WHEN {size} > {MAX_CELL} THEN {head} ELSE {column} END"
+
+
+def _job(names: Sequence[str], row: Sequence[Any], shared: dict[str, str]) -> Job:
+    values: dict[str, Any] = {}
+    undecodable, cut = [], []
     for name, raw in zip(names, row, strict=True):
         values[name], whole = _text(raw)
-        if not whole:
+        if isinstance(raw, bytes) and len(raw) >= MAX_CELL:
+            cut.append(name)
+        elif not whole:
             undecodable.append(name)
-    return Job(**values, undecodable=tuple(undecodable))
+    if prompt := values.get("prompt"):
+        values["prompt"] = shared.setdefault(prompt, prompt)
+    return Job(**values, undecodable=tuple(undecodable), cut=tuple(cut))
 
 
 def _text(value: Any) -> tuple[str | None, bool]:

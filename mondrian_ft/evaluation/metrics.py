@@ -53,7 +53,7 @@ def read(text: str, dimensions: Sequence[str] | None = None) -> Reading:
     """
     strict_error = strict_format_error(text, dimensions)
     try:
-        parsed = parse_analysis(text)
+        parsed = parse_analysis(text, partial=True)
     except CritiqueError as error:
         return Reading(None, str(error), strict_error or str(error))
     critique = parsed.critique

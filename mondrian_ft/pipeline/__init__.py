@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import evaluation, rows, training, versioning
+    from . import auditing, evaluation, rows, training, versioning
 
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
+    labels = auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run)
     adapter, loss = training.train(config, run, base, features, parts, folder)
     if parts.judged:
         try:
-            report = evaluation.evaluate(config, run, base, features, parts, adapter)
+            report = evaluation.evaluate(config, run, base, features, parts, adapter, labels=labels)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped while comparing; the adapter is whole in {adapter.folder}; go on with: "
@@ -45,6 +46,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
             report,
             adapter=adapter.folder,
             page=page,
+            labels=labels,
             commands=[
                 ("list every adapter so far", command("task=versions")),
                 (
@@ -70,6 +72,13 @@ def link(task: tasks.Link, config: Config, run: Run) -> None:
     rows.link(config, run)
 
 
+def audit(task: tasks.Audit, config: Config, run: Run) -> None:
+    """What the linked rows are worth, as text, JSON and HTML."""
+    from . import auditing
+
+    auditing.audit(config, run)
+
+
 def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
     """Manifest to rows. Without ``data.manifest`` and a linked folder, links first."""
     from ..data.link import MANIFEST_NAME
@@ -83,10 +92,12 @@ def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
 
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
-    from . import rows, training
+    from . import auditing, rows, training
 
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.load(config, run)
+    if config.data.require_informative:
+        auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run)
     adapter, loss = training.train(config, run, base, features, parts, folder)
     run.console.print(f"adapter  {screen.near(adapter.folder)}", soft_wrap=True, markup=False)

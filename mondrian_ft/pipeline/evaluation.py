@@ -33,8 +33,14 @@ def evaluate(
     features: FeatureStore,
     parts: Parts,
     adapter: Adapter | None,
+    *,
+    labels: str | None = None,
 ) -> dict[str, Any]:
-    """Compare the arms, write the reports, and return the comparison."""
+    """Compare the arms, write the reports, and return the comparison.
+
+    ``labels`` is the audit's verdict in a sentence; it goes into the report as
+    ``evidence.labels``.
+    """
 
     rows = parts.judged[: config.eval.max_examples]
     if not rows:
@@ -79,6 +85,8 @@ def evaluate(
         },
         adapter_hash=adapter.hash if adapter else None,
     )
+    if labels is not None:
+        report["evidence"]["labels"] = labels
     path = Path(config.eval.report) if config.eval.report else None
     path = path or run.folder / "evaluation" / "comparison_report.json"
     atomic_write_json(path, report)

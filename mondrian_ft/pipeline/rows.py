@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..run import Run
 
 PARTS = ("train", "val", "test")
+PHOTOGRAPHS_KNOWN = Path("outputs/cache/photographs.json")
+"""Hashes and sizes of photographs, kept until a file changes."""
+PERCEPTUAL_HASHES = Path("outputs/cache/perceptual_hashes.json")
+"""What tells that two files show one photograph, kept until a file changes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,16 @@ def link(config: Config, run: Run) -> None:
         db_path, source, analyses = data.db_path, Path(data.source_dir or ""), data.analysis_dir
     folder = data_dir(config, run)
     try:
-        result = link_into(folder, db_path, source, analyses, data.advisor, limit=data.limit)
+        result = link_into(
+            folder,
+            db_path,
+            source,
+            analyses,
+            data.advisor,
+            limit=data.limit,
+            accept=data.accept.value,
+            cache=PHOTOGRAPHS_KNOWN.absolute(),
+        )
     except NoUsableRows as error:
         screen.show_link(run.console, error.report)
         raise
@@ -59,8 +72,14 @@ def prepare(config: Config, run: Run) -> Parts:
     """Write the rows of each part and the split lock."""
     data = config.data
     folder = data_dir(config, run)
+    manifest = data.manifest or folder / MANIFEST_NAME
+    dropped: dict[str, str] = {}
+    if data.drop:
+        from .auditing import left_out
+
+        dropped = left_out(config, run, manifest)
     prepared = prepare_rows(
-        data.manifest or folder / MANIFEST_NAME,
+        manifest,
         advisor=data.advisor,
         train_split=data.train_split,
         val_split=data.val_split,
@@ -68,6 +87,9 @@ def prepare(config: Config, run: Run) -> Parts:
         seed=data.seed,
         output_dir=folder,
         limit=data.limit,
+        leave_out=dropped,
+        strip_prompt_example=data.prompt_example.value == "strip",
+        cache=PERCEPTUAL_HASHES.absolute(),
     )
     parts = _parts(prepared, folder, data.advisor)
     counts = ", ".join(f"{len(getattr(parts, part))} {part}" for part in PARTS)

@@ -161,11 +161,13 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
     """What these numbers can and cannot show, from the numbers themselves."""
     evidence = report["evidence"]
     arms, n = evidence["arms"], evidence["n_photographs"]
-    said = [
+    # What the labels are worth comes first: it limits everything after it.
+    said = [f"{evidence['labels']} (The audit of the labels.)"] if evidence.get("labels") else []
+    said.append(
         f"The error is the distance from {possessive_scores(advisor)}. It says whether the model "
         "judges alike, not whether the judgement is right, and nothing about the prose: read the "
         "critiques above for that."
-    ]
+    )
     if n < 30:
         said.append(
             f"With {wording.count(n, 'photograph')} only large differences show. Halving the "

@@ -29,12 +29,17 @@ REASONS = {
     "no_filename": "names no photograph",
     "unsafe_filename": "photograph outside source_dir",
     "photograph_missing": "photograph missing",
+    "photograph_ambiguous": "photograph not certain",
     "photograph_unreadable": "photograph cannot be opened",
     "photograph_too_small": "photograph too small",
     "no_analysis": "no analysis",
     "analysis_missing": "analysis file missing",
     "analysis_unreadable": "analysis cannot be read",
-    "no_json": "analysis without JSON",
+    "analysis_too_long": "analysis too long",
+    "analysis_failed": "analysis is an error",
+    "needs_mending": "would need mending",
+    "incomplete": "analysis incomplete",
+    "no_json": "analysis of no known shape",
     "broken_json": "analysis with broken JSON",
     "two_json_blocks": "two different JSON blocks",
     "wrong_shape": "JSON key missing or wrong",
@@ -89,10 +94,28 @@ def show_link(console: Console, report: Mapping[str, Any], manifest: Path | None
     mended = len(report.get("mended") or ())
     told = f", {mended} of them mended" if mended else ""
     console.print(plain(f"[bold]Linked {linked} of {wording.count(rows, 'row')}[/bold]{told}."))
+    if told := accepted(report):
+        console.print(told, markup=False)
     if report["left_out"]:
         console.print(link_table(report, width=console.width, encoding=console.encoding))
     if manifest is not None:
         console.print(f"Manifest: {near(manifest)}", soft_wrap=True, markup=False)
+
+
+def accepted(report: Mapping[str, Any]) -> str:
+    """What ``data.accept`` let pass or kept out, in a sentence; blank if it made no difference."""
+    accept = report.get("accept")
+    partial = len(report.get("incomplete") or ())
+    kept_out = (report.get("reasons") or {}).get("needs_mending", 0)
+    if accept == "strict" and kept_out:
+        verb = "needs" if kept_out == 1 else "need"
+        return f"data.accept=strict left out {wording.count(kept_out, 'row')} that {verb} mending."
+    if accept == "all" and partial:
+        verb = "lacks" if partial == 1 else "lack"
+        return f"data.accept=all linked {wording.count(partial, 'row')} that {verb} a text."
+    if accept in ("mended", "all") and report.get("mended"):
+        return f"data.accept={accept} keeps mended rows; the manifest says what was mended."
+    return ""
 
 
 def metrics_table(report: Mapping[str, Any]) -> Table:
@@ -136,11 +159,13 @@ def show_closing(
     *,
     adapter: Path | None = None,
     page: Path | None = None,
+    labels: str | None = None,
     commands: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Print the verdict, the metrics, where the adapter and the page are, and what to type next.
 
-    ``commands`` are (what it does, command) pairs, each printed on a line of its own.
+    ``labels`` says in a sentence what the labels are worth. ``commands`` are (what it does,
+    command) pairs, each printed on a line of its own.
     """
     verdict, sentence = wording.headline(report)
     console.print()
@@ -155,6 +180,8 @@ def show_closing(
         style="dim",
         markup=False,
     )
+    if labels is not None:
+        console.print(plain(labels), markup=False)
     console.print()
     for name, path in (("adapter", adapter), ("report", page)):
         if path is not None:

@@ -78,6 +78,8 @@ BAD: list[tuple[str, Flaw]] = [
     ("", Flaw.NO_JSON),
     ("Failed to parse model response", Flaw.NO_JSON),
     ("<h1>HTTP 500</h1>", Flaw.NO_JSON),
+    (json.dumps({k: v for k, v in critique().items() if k != "technical_notes"}), Flaw.INCOMPLETE),
+    (json.dumps({k: v for k, v in critique().items() if k != "overall_score"}), Flaw.INCOMPLETE),
     (json.dumps(critique())[:-40], Flaw.BROKEN_JSON),
     ('{"image_description": "a", "image_description": "b"}', Flaw.BROKEN_JSON),
     ('{"image_description":' * 100_000, Flaw.BROKEN_JSON),
@@ -92,8 +94,7 @@ BAD: list[tuple[str, Flaw]] = [
     (json.dumps(first(critique(), name="Lighting")), Flaw.WRONG_SHAPE),
     (json.dumps(first(critique(), comment="\ud800")), Flaw.WRONG_SHAPE),
     (json.dumps({k: v for k, v in critique().items() if k != "dimensions"}), Flaw.WRONG_SHAPE),
-    (json.dumps(first(critique(), comment=" ")), Flaw.EMPTY_TEXT),
-    (json.dumps(critique(technical_notes="")), Flaw.EMPTY_TEXT),
+    (json.dumps(first(critique(), name=" ")), Flaw.EMPTY_TEXT),
     (json.dumps(critique(overall_score="A-")), Flaw.SCORE_NOT_A_NUMBER),
     (json.dumps(critique(overall_score=float("nan"))), Flaw.SCORE_NOT_A_NUMBER),
     (json.dumps(first(critique(), score=float("nan"))), Flaw.SCORE_NOT_A_NUMBER),
@@ -117,6 +118,48 @@ def test_a_malformed_analysis_has_a_reason_and_a_sentence(text, flaw):
     assert len(str(caught.value)) < 250
     assert Reason(flaw.value)
     assert strict_format_error(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (critique(technical_notes=""), "technical_notes"),
+        (first(critique(), comment=" "), "dimensions[0].comment"),
+        (critique(key_strengths=["Light", ""]), "key_strengths[1]"),
+    ],
+)
+def test_a_blank_text_is_a_value_in_a_label_and_breaks_the_format_of_an_output(value, where):
+    """What was said is read as it was said; what is asked of the model is a text."""
+    parsed = parse_analysis(json.dumps(value))
+    assert parsed.mends == []
+    assert parsed.critique.blank() == [where]
+    assert json.loads(render(parsed.critique)) == value
+    assert strict_format_error(json.dumps(value)) == f"{where} is blank."
+
+
+def test_a_missing_text_stays_missing():
+    """Nothing is invented: neither in the critique nor in what is written of it."""
+    value = first(critique(), comment="")
+    del value["technical_notes"], value["dimensions"][0]["recommendation"]
+    parsed = parse_analysis(json.dumps(value), partial=True)
+    assert parsed.critique.missing() == ["technical_notes", "dimensions[0].recommendation"]
+    assert json.loads(render(parsed.critique)) == value
+    assert parse_analysis(render(parsed.critique), partial=True).critique.missing()
+
+
+def test_keys_that_are_a_letter_off_are_read_and_listed():
+    """`dimsions` and `scroe` occur in real answers; two keys as near as each other are refused."""
+    value = critique()
+    value["dimsions"] = value.pop("dimensions")
+    value["dimsions"][0]["scroe"] = value["dimsions"][0].pop("score")
+    parsed = parse_analysis(json.dumps(value))
+    assert parsed.critique == parse_analysis(json.dumps(critique())).critique
+    assert parsed.mends == [
+        'the key "dimsions" was read as dimensions',
+        'the key dimensions[0]."scroe" was read as score',
+    ]
+    with pytest.raises(CritiqueError):
+        parse_analysis(json.dumps({**value, "dimensons": value["dimsions"]}))
 
 
 @pytest.mark.parametrize(

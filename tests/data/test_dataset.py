@@ -98,7 +98,8 @@ def test_equal_data_gives_equal_files_and_equal_locks(world: World, tmp_path: Pa
     second = run(world, json.loads(manifest.read_text()))
     assert [path.read_bytes() for path in [*names, world.output / LOCK_NAME]] == before
     assert first.meta["data_lock"] == second.meta["data_lock"] == data_lock(parts(first))
-    assert run(world, manifest, seed=1).meta["data_lock"] != first.meta["data_lock"]
+    other = run(world, manifest, seed=1, output_dir=tmp_path / "other")
+    assert other.meta["data_lock"] != first.meta["data_lock"]
 
 
 def test_the_meta_file_states_what_was_prepared(world: World):
@@ -121,6 +122,8 @@ def test_without_a_test_split_there_is_no_test_file_not_even_an_old_one(world: W
     manifest = linked(world)
     run(world, manifest)
     assert part_path(world.output, "ansel", "test").exists()
+    # Another split than the locked one: the person has to move the lock away.
+    (world.output / LOCK_NAME).unlink()
     prepared = run(world, manifest, train_split=0.8, val_split=0.2, test_split=0.0)
     assert not part_path(world.output, "ansel", "test").exists()
     assert load_prepared(world.output, "ansel").test == prepared.test == []

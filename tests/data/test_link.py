@@ -4,6 +4,7 @@ import io
 import json
 import sqlite3
 import time
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mondrian_ft.data import photographs
+from mondrian_ft.data.critique import parse_analysis
+from mondrian_ft.data.dataset import prepare
 from mondrian_ft.data.link import LinkResult, NoUsableRows, link, link_into, write
 from mondrian_ft.data.photographs import check_photograph
 from mondrian_ft.data.reasons import LeftOut, Reason
 from mondrian_ft.errors import DataError
 
-from .world import SHARED, World, critique, fenced
+from .shapes import cards, dimensional, markdown
+from .world import SCHEMA, SHARED, World, critique, fenced
 
 
 def run(world: World, advisor: str | None = "ansel", **changes) -> LinkResult:
@@ -160,18 +165,29 @@ def test_an_advisors_other_spelling_finds_its_file(world: World):
     assert only(run(world, "okeeffe"))["advisor"] == "okeefe"
 
 
+DIMENSION = critique()["dimensions"][0]
+
+
+def without(value: dict, *keys: str) -> dict:
+    """An object without some keys."""
+    return {key: content for key, content in value.items() if key not in keys}
+
+
 def test_every_dirty_row_has_its_reason(world: World):
     """One of each kind of dirt that real databases hold, beside one good row."""
     world.good("good", 1)
     dirt = {
         "bad-shape": ('{"composition": 1}', "wrong_shape"),
-        "no-json": ("Failed to parse model response", "no_json"),
+        "failed": ("Failed to parse model response", "analysis_failed"),
+        "no-json": ("I like this photograph.", "no_json"),
         "cut": (fenced(critique())[:200], "broken_json"),
         "two": (fenced(critique(7)) + fenced(critique(6)), "two_json_blocks"),
         "grade": (fenced(critique(overall_score="A-")), "score_not_a_number"),
         "nan": (fenced(critique(overall_score=float("nan"))), "score_not_a_number"),
         "eleven": (fenced(critique(11)), "score_out_of_range"),
-        "blank": (fenced(critique(technical_notes=" ")), "empty_text"),
+        "blank": (fenced(critique(dimensions=[{**DIMENSION, "name": " "}])), "empty_text"),
+        "missing": (fenced({**critique(), "technical_notes": None}), "wrong_shape"),
+        "partial": (fenced(without(critique(), "technical_notes")), "incomplete"),
     }
     for job_id, (text, _) in dirt.items():
         world.analysis(job_id, text)
@@ -185,7 +201,7 @@ def test_every_dirty_row_has_its_reason(world: World):
         "null": ({"status": None}, "not_finished"),
         "empty": ({"analysis_markdown": ""}, "no_analysis"),
         "gone": ({"analysis_markdown": "gone.md"}, "analysis_missing"),
-        "html": ({"analysis_markdown": "<h1>HTTP 500</h1>"}, "no_json"),
+        "html": ({"analysis_markdown": "<h1>HTTP 500</h1>"}, "analysis_failed"),
         "bytes": ({"analysis_markdown": b"\xff\xfe{}"}, "analysis_unreadable"),
         "unnamed": ({"filename": " ", "analysis_markdown": fenced(critique())}, "no_filename"),
         "lost": (
@@ -381,11 +397,11 @@ def test_the_real_schema_analyses_and_photographs(tmp_path: Path):
     """Real tables, real analysis files, real photographs: linked as they are."""
     real = SHARED / "real"
     world = World(tmp_path / "real", (real / "schema.sql").read_text(encoding="utf-8"))
-    photographs = sorted((real / "source").iterdir())
-    for photograph in photographs:
+    pictures = sorted((real / "source").iterdir())
+    for photograph in pictures:
         (world.source / photograph.name).write_bytes(photograph.read_bytes())
     files = sorted((real / "analysis_md").iterdir())
-    for file, photograph in zip(files, photographs, strict=False):
+    for file, photograph in zip(files, pictures, strict=False):
         job_id = file.stem.removeprefix("analysis-ansel-")
         world.row(job_id, filename=photograph.name)
         (world.analyses / file.name).write_bytes(file.read_bytes())
@@ -394,11 +410,381 @@ def test_the_real_schema_analyses_and_photographs(tmp_path: Path):
         columns = {key: entry[key] for key in ("created_at", "mode", "model", "adapter")}
         world.row(
             entry["id"],
-            filename=f"uploads/{UUID}_{photographs[2].name}",
+            filename=f"uploads/{UUID}_{pictures[2].name}",
             analysis_markdown=entry["response"],
             **columns,
         )
     result = run(world)
     assert result.report["rows"] == 19
     assert result.report["linked"] == 11
-    assert set(result.report["reasons"]) == {"wrong_shape", "broken_json", "no_json"}
+    assert set(result.report["reasons"]) == {
+        "wrong_shape",
+        "broken_json",
+        "no_json",
+        "incomplete",
+    }
+
+
+# -- where an analysis comes from ----------------------------------------------------------------
+
+
+FULL = SCHEMA.replace(
+    "completed_at TEXT);",
+    "completed_at TEXT, llm_outputs TEXT, prompt TEXT, analysis_html TEXT);"
+    "CREATE TABLE dimensional_profiles (id TEXT, job_id TEXT, advisor_id TEXT, image_path TEXT,"
+    " composition_score REAL, lighting_score REAL, composition_comment TEXT, overall_grade TEXT);",
+)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> World:
+    """A database with the columns of a later service."""
+    return World(tmp_path / "full", FULL)
+
+
+def raw(score: float) -> str:
+    """``llm_outputs`` with the model's answer in it."""
+    return json.dumps({"prompt": "p", "response": json.dumps(critique(score)), "model": "m"})
+
+
+def test_the_best_source_wins_and_is_named(full: World):
+    """Raw answer, text in the row, file, page, each said to be where it was, and as what read."""
+    full.photo("1.jpg")
+    page = cards(critique(4))
+    cells: dict[str, tuple[dict[str, Any], tuple[str, str, float]]] = {
+        "raw": (
+            {"llm_outputs": raw(1), "analysis_markdown": fenced(critique(2))},
+            ("llm_outputs.response", "json", 1),
+        ),
+        "inline": ({"analysis_markdown": markdown(critique(2))}, ("inline", "markdown", 2)),
+        "file": ({"llm_outputs": json.dumps({"ansel": page})}, ("job_id", "json", 3)),
+        "page": (
+            {"llm_outputs": json.dumps({"ansel": {"html": page, "mode_used": "rag"}})},
+            ("llm_outputs.html", "html", 4),
+        ),
+        "column": ({"analysis_html": page}, ("analysis_html", "html", 4)),
+        "graded": ({"analysis_markdown": dimensional(critique(5))}, ("inline", "dimensional", 5)),
+    }
+    for job_id in ("raw", "inline", "file"):
+        full.analysis(job_id, fenced(critique(3)))
+    for job_id, (columns, _) in cells.items():
+        full.row(job_id, filename="1.jpg", **columns)
+    records = run(full).manifest["by_advisor"]["ansel"]["records"]
+    found = {
+        r["job_id"]: (r["analysis_rule"], r["analysis_parser"], r["overall_score"]) for r in records
+    }
+    assert found == {job_id: wanted for job_id, (_, wanted) in cells.items()}
+    for record in records:
+        # Whatever the shape was, the workbook's own tools find fenced or bare JSON at the path.
+        text = Path(record["analysis_path"]).read_text(encoding="utf-8")
+        assert parse_analysis(text).critique.overall_score == record["overall_score"]
+        assert record["json_size"] == len(text.encode())
+        assert (record["analysis_source"] is not None) == (record["job_id"] == "file")
+        assert bool(record["mends"]) == (record["analysis_parser"] != "json")
+
+
+def test_a_source_that_cannot_be_used_is_passed_over_and_told(full: World):
+    """A raw answer that was cut off does not hide the page that was made of it."""
+    full.photo("1.jpg")
+    cut = json.dumps({"response": json.dumps(critique(1))[:300]})
+    full.row("a", filename="1.jpg", llm_outputs=cut, analysis_html=cards(critique(6)))
+    full.row("b", filename="1.jpg", llm_outputs=cut, analysis_markdown="Failed to parse")
+    result = run(full)
+    assert only(result)["passed_over"] == [
+        {"source": "llm_outputs.response", "reason": "broken_json"}
+    ]
+    assert reasons(result) == {"b": "broken_json"}
+
+
+@pytest.mark.parametrize("end", ["md", "html"])
+def test_a_page_named_after_photograph_and_job_is_found(full: World, end: str):
+    """`analysis-{10 of the photo's stem}-{6 of the job id}`; another photograph's page is not."""
+    full.photo("photo-B535AA.jpg")
+    job = "0552bf00-2b6f"
+    for prefix, score in (("photo-B535", 6), ("photo-C999", 2)):
+        (full.analyses / f"analysis-{prefix}-0552bf.{end}").write_text(cards(critique(score)))
+    full.row(job, filename="photo-B535AA.jpg")
+    record = only(run(full))
+    assert (record["analysis_rule"], record["overall_score"]) == ("prefix", 6)
+    assert record["analysis_source"].endswith(f"analysis-photo-B535-0552bf.{end}")
+
+
+def test_a_profile_is_the_last_source_and_lacks_texts(full: World):
+    """Scores of dimensional_profiles join only with data.accept=all; what lacks is named."""
+    full.good("good", 1)
+    full.photo("2.jpg", 2)
+    full.row("a", filename="2.jpg")
+    with closing(sqlite3.connect(full.db)) as connection:
+        connection.execute(
+            "INSERT INTO dimensional_profiles VALUES "
+            "('p', NULL, 'ansel', '/Users/x/2.jpg', 8, 6, 'Calm.', '7.5')"
+        )
+        connection.commit()
+    assert reasons(run(full)) == {"a": "incomplete"}
+    records = run(full, accept="all").manifest["by_advisor"]["ansel"]["records"]
+    (record,) = [record for record in records if record["job_id"] == "a"]
+    assert (record["analysis_rule"], record["overall_score"]) == ("dimensional_profiles", 7.5)
+    assert "key_strengths" in record["missing"]
+    assert "dimensions[0].comment" not in record["missing"]
+
+
+def test_a_line_of_a_scored_file_is_a_source(world: World):
+    """By job id or by photograph; two different lines about one row are nobody's."""
+    for key in (1, 2, 3):
+        world.photo(f"{key}.jpg", key)
+
+    def line(score: float, **about: str) -> str:
+        return json.dumps({**about, **json.loads(dimensional(critique(score)))})
+
+    lines = [
+        line(5, job_id="a"),
+        line(6, image="/Users/x/2.jpg", advisor="Ansel"),
+        line(1, image="2.jpg", advisor="watkins"),
+        line(7, filename="3.jpg"),
+        line(8, filename="3.jpg"),
+        "[1]",
+        "{",
+    ]
+    (world.analyses / "scored.jsonl").write_text("\n".join(lines))
+    for job_id, name in (("a", "1.jpg"), ("b", "2.jpg"), ("c", "3.jpg")):
+        world.row(job_id, filename=name)
+    result = run(world)
+    records = result.manifest["by_advisor"]["ansel"]["records"]
+    assert {r["job_id"]: (r["analysis_rule"], r["overall_score"]) for r in records} == {
+        "a": ("scored_jsonl", 5),
+        "b": ("scored_jsonl", 6),
+    }
+    assert reasons(result) == {"c": "no_analysis"}
+
+
+def test_strict_mended_and_all(world: World):
+    """Three strictnesses: exact JSON; complete whatever had to be mended; scores without texts."""
+    world.good("exact", 1)
+    world.good("mended", 1)
+    world.analysis("mended", fenced(critique(7, overall_score="8/10")))
+    world.good("partial", 1)
+    world.analysis("partial", fenced(without(critique(), "technical_notes")))
+    assert reasons(run(world, accept="strict")) == {
+        "mended": "needs_mending",
+        "partial": "incomplete",
+    }
+    assert reasons(run(world)) == {"partial": "incomplete"}
+    result = run(world, accept="all")
+    assert result.report["incomplete"] == [{"job_id": "partial", "missing": ["technical_notes"]}]
+    prepared = prepare(
+        result.manifest,
+        advisor="ansel",
+        train_split=1.0,
+        val_split=0.0,
+        test_split=0.0,
+        seed=0,
+        output_dir=world.output,
+    )
+    responses = {row.job_id: json.loads(row.response) for row in prepared.train}
+    assert "technical_notes" in responses["exact"]
+    assert "technical_notes" not in responses["partial"]
+    with pytest.raises(DataError, match="strict, mended, all"):
+        run(world, accept="most")
+
+
+def test_an_empty_text_links_and_a_missing_key_does_not(world: World):
+    world.good("empty", 1)
+    world.analysis("empty", fenced(critique(technical_notes="", key_strengths=[])))
+    world.good("missing", 1)
+    world.analysis("missing", fenced(without(critique(), "key_strengths")))
+    result = run(world)
+    assert only(result)["job_id"] == "empty"
+    assert reasons(result) == {"missing": "incomplete"}
+
+
+def test_the_rows_own_prompt_is_the_one_it_was_asked_with(full: World):
+    """Else the database's; which one is recorded."""
+    full.good("own", 1, prompt="Judge this, Ansel.")
+    full.good("none", 2)
+    full.good("blank", 3, prompt=" ")
+    manifest = run(full).manifest
+    found = {
+        r["job_id"]: (r["prompt_source"], manifest["prompts"][r["prompt_id"]]["text"][:18])
+        for r in manifest["by_advisor"]["ansel"]["records"]
+    }
+    assert found["own"] == ("jobs.prompt", "Judge this, Ansel.")
+    assert (
+        found["none"]
+        == found["blank"]
+        == (
+            "config.system_prompt + advisors.prompt",
+            "Judge the photogra",
+        )
+    )
+
+
+# -- which photograph a row means ----------------------------------------------------------------
+
+OTHER = "7d444840-9dc0-11d1-b245-5ffdce74fad2"
+
+
+def test_a_photograph_stored_under_an_uploads_id_is_found_if_it_is_one(world: World):
+    """Two uploads of one name are one photograph if their bytes are equal; else nobody knows."""
+    world.good("good", 9)
+    for job_id, name in (("one", "one.jpg"), ("same", "same.jpg"), ("two", "two.jpg")):
+        world.analysis(job_id, fenced(critique()))
+        world.row(job_id, filename=name)
+    world.photo(f"{UUID}_one.jpg", 1)
+    for upload, key in ((UUID, 2), (OTHER, 2)):
+        world.photo(f"{upload}_same.jpg", key)
+    for upload, key in ((UUID, 3), (OTHER, 4)):
+        world.photo(f"{upload}_two.jpg", key)
+    result = run(world)
+    found = {
+        r["job_id"]: (r["photograph_rule"], r["photograph_confidence"])
+        for r in result.manifest["by_advisor"]["ansel"]["records"]
+    }
+    assert found == {
+        "good": ("exact_name", "certain"),
+        "one": ("stored_upload", "medium"),
+        "same": ("stored_upload+content", "medium"),
+    }
+    (left,) = result.report["left_out"]
+    assert (left["job_id"], left["reason"]) == ("two", "photograph_ambiguous")
+    assert f"{UUID}_two.jpg" in left["detail"]
+    assert f"{OTHER}_two.jpg" in left["detail"]
+
+
+def test_the_analysis_files_name_tells_the_photograph(world: World):
+    """By the first ten characters of its stem, if one photograph has them; named as not sure."""
+    job = "0552bf00-2b6f"
+    file = "/Users/x/analysis/analysis-photo-B535-0552bf.html"
+    text = fenced(critique())
+    world.photo("photo-B535AA-11.jpg", 1)
+    world.row(job, filename=None, analysis_file=file, analysis_markdown=text)
+    world.row(f"{job} (rag)", filename="photo-B535AA-99.jpg", analysis_file=file)
+    world.analysis(f"{job} (rag)", text)
+    world.row("0552bf-x", filename="other.jpg", analysis_file=file, analysis_markdown=text)
+    result = run(world)
+    for record in result.manifest["by_advisor"]["ansel"]["records"]:
+        rule = (record["photograph_rule"], record["photograph_confidence"])
+        assert rule == ("prefix", "low")
+    assert result.report["linked"] == 2
+    # A name of its own that contradicts the page's is not overruled.
+    assert reasons(result) == {"0552bf-x": "photograph_missing"}
+    world.photo("photo-B535BB-22.jpg", 2)
+    with pytest.raises(NoUsableRows, match="2 photograph_ambiguous"):
+        run(world)
+
+
+def test_a_symbolic_link_out_of_a_folder_is_refused(world: World):
+    """source_dir and analysis_dir are boundaries; a link that stays inside is a file."""
+    world.good("good", 1)
+    outside = world.photo("secret.jpg", 5).rename(world.folder / "secret.jpg")
+    (world.source / "out.jpg").symlink_to(outside)
+    (world.source / "folder").symlink_to(world.folder)
+    (world.source / "in.jpg").symlink_to(world.source / "1.jpg")
+    for job_id, name in (("a", "out.jpg"), ("b", "folder/secret.jpg"), ("c", "in.jpg")):
+        world.analysis(job_id, fenced(critique()))
+        world.row(job_id, filename=name)
+    secret = world.folder / "secret.md"
+    secret.write_text(fenced(critique()))
+    (world.analyses / "analysis-ansel-d.md").symlink_to(secret)
+    world.row("d", filename="1.jpg")
+    result = run(world)
+    assert reasons(result) == {
+        "a": "unsafe_filename",
+        "b": "unsafe_filename",
+        "d": "analysis_unreadable",
+    }
+    assert result.report["linked"] == 2
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def test_two_rows_with_one_id_in_one_database(tmp_path: Path):
+    """Some tables have no primary key: the first row that can be linked is, the other is told."""
+    world = World(
+        tmp_path / "twice", SCHEMA.replace("id TEXT PRIMARY KEY, filename", "id TEXT, filename")
+    )
+    world.row("a", filename="gone.jpg")
+    world.good("a", 1)
+    world.row("a", filename="1.jpg")
+    result = run(world)
+    assert only(result)["image_path"].endswith("1.jpg")
+    assert [e["reason"] for e in result.report["left_out"]] == [
+        "photograph_missing",
+        "duplicate_id",
+    ]
+
+
+def test_nul_bytes_and_invalid_utf8_cost_their_row_and_nothing_else(full: World):
+    full.good("good", 1)
+    full.row("nul\0id", filename="1.jpg", analysis_markdown=fenced(critique()))
+    full.row("b", filename="1.jpg", analysis_markdown="\0" + fenced(critique()))
+    full.row("c", filename="1.jpg", analysis_markdown=fenced(critique()).replace("holds", "\0"))
+    full.row("d", filename="1\0.jpg", analysis_markdown=fenced(critique()))
+    full.row("e", filename="1.jpg", analysis_markdown=b"\xff\xfe" + fenced(critique()).encode())
+    full.row("f", filename="1.jpg", llm_outputs=b"\xff" + raw(7).encode())
+    full.row("g", filename="1.jpg", analysis_markdown=fenced(critique()), prompt=b"\xffJudge")
+    full.analysis("h", "").write_bytes(b"\xff\xfe\x00")
+    full.row("h", filename="1.jpg")
+    result = run(full)
+    assert reasons(result) == {
+        "d": "unsafe_filename",
+        "e": "analysis_unreadable",
+        "f": "no_analysis",
+        "h": "analysis_unreadable",
+    } | {job: r for job, r in reasons(result).items() if job == "c" and r == "broken_json"}
+    linked = {r["job_id"]: r for r in result.manifest["by_advisor"]["ansel"]["records"]}
+    assert linked["g"]["prompt_source"] == "config.system_prompt + advisors.prompt"
+    assert linked["b"]["mends"]
+
+
+def test_an_analysis_of_200_megabytes_is_not_read(world: World):
+    """A file that ran away, and a cell: a reason, and no memory spent on it."""
+    world.good("good", 1)
+    world.good("file", 2)
+    with (world.analyses / "analysis-ansel-file.md").open("wb") as file:
+        file.truncate(200_000_000)
+    world.good("cell", 3)
+    (world.analyses / "analysis-ansel-cell.md").unlink()
+    with closing(sqlite3.connect(world.db)) as connection:
+        connection.execute(
+            "UPDATE jobs SET analysis_markdown = zeroblob(200000000) WHERE id = 'cell'"
+        )
+        connection.commit()
+    tracemalloc.start()
+    try:
+        assert reasons(run(world)) == {"file": "analysis_too_long", "cell": "analysis_too_long"}
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# -- the cache of photographs --------------------------------------------------------------------
+
+
+def test_photographs_are_looked_at_again_only_when_they_change(world: World, monkeypatch):
+    """Remembered by path, size and time; a damaged cache is made anew."""
+    looked: list[str] = []
+
+    def look(path: Path):
+        looked.append(path.name)
+        return check_photograph(path)
+
+    monkeypatch.setattr(photographs, "check_photograph", look)
+    cache = world.folder / "cache" / "photographs.json"
+    world.good("a", 1)
+    world.good("b", 2)
+    (world.source / "bad.jpg").write_bytes(b"text")
+    world.analysis("c", fenced(critique()))
+    world.row("c", filename="bad.jpg")
+    first = run(world, cache=cache)
+    assert sorted(looked) == ["1.jpg", "2.jpg", "bad.jpg"]
+    again = run(world, cache=cache)
+    assert again.manifest["by_advisor"] == first.manifest["by_advisor"]
+    assert again.report == first.report
+    assert len(looked) == 3
+    world.photo("2.jpg", 7)
+    run(world, cache=cache)
+    assert looked[3:] == ["2.jpg"]
+    for damage in ("", "[]", '{"version": 1, "files": {"x": [1]}}', '{"version": 1, "files": 3}'):
+        cache.write_text(damage)
+        assert run(world, cache=cache).report == first.report

@@ -148,6 +148,10 @@ def test_unusable_rows_have_a_reason(world: World) -> None:
 
     job = next(jobs)
     write(world, job, "Failed to parse model response")
+    expected[job] = "analysis_failed"
+
+    job = next(jobs)
+    write(world, job, "I like this photograph.")
     expected[job] = "no_json"
 
     job = next(jobs)
@@ -172,7 +176,7 @@ def test_unusable_rows_have_a_reason(world: World) -> None:
     assert {row["job_id"]: row["reason"] for row in report["left_out"]} == expected
     assert report["linked"] + len(report["left_out"]) == report["rows"] == 10
     assert [row["job_id"] for row in report["mended"]] == [mended]
-    assert "Linked 4 of 10 rows, 1 of them mended." in done.stdout
+    assert "Linked 3 of 10 rows, 1 of them mended." in done.stdout
 
 
 def test_the_main_job_stops_at_bad_data_too(world: World) -> None:

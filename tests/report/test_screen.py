@@ -39,6 +39,29 @@ def test_every_reason_has_words() -> None:
     assert set(screen.REASONS) == {reason.value for reason in Reason}
 
 
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"accept": "mended", "mended": []}, ""),
+        ({"accept": "mended"}, "data.accept=mended keeps mended rows; the manifest says what was"),
+        (
+            {"accept": "strict", "reasons": {"needs_mending": 2}},
+            "left out 2 rows that need mending",
+        ),
+        (
+            {"accept": "strict", "reasons": {"needs_mending": 1}},
+            "left out 1 row that needs mending",
+        ),
+        ({"accept": "all", "incomplete": [{}]}, "data.accept=all linked 1 row that lacks a text."),
+    ],
+)
+def test_how_strict_linking_was_is_said(facts: dict, sentence: str) -> None:
+    """What the default let pass, or a stricter one kept out, is a sentence of its own."""
+    told = screen.accepted({**LINKED, **facts})
+    assert sentence in told
+    assert bool(told) == bool(sentence)
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_link_table(width: int) -> None:
     """Counts, reasons and an example; narrow screens lose the example, never a reason."""

@@ -146,7 +146,8 @@ def test_every_way_of_naming(root: Path, tmp_path: Path) -> None:
     records = result.manifest["by_advisor"]["ansel"]["records"]
     rules = Counter(record["photograph_rule"] for record in records)
     assert min(rules[rule] for rule in ("exact_name", "base_name", "upload_name")) >= 5
-    assert {record["analysis_rule"] for record in records} == {"job_id", "bare_job_id", "inline"}
+    wanted = {"job_id", "bare_job_id", "inline", "llm_outputs.response"}
+    assert {record["analysis_rule"] for record in records} == wanted
     hashes = Counter(record["image_sha256"] for record in records)
     assert sum(count > 1 for count in hashes.values()) >= 4
 

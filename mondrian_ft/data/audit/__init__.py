@@ -1,0 +1,132 @@
+"""What the labels are worth: findings about the linked rows, and one verdict.
+
+Each finding is a pure function from `Entry` rows to a list with one `Finding` or none; `audit`
+calls them all. Nothing here decodes a photograph except `likeness`, and nothing imports MLX.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..droppable import DROPPABLE
+from . import labels, pictures, prompts, texts
+from .entries import Entry, entries_of_manifest, entries_of_rows
+from .findings import Finding
+from .verdict import Verdict, judge
+
+__all__ = [
+    "DROPPABLE",
+    "Audit",
+    "Entry",
+    "Finding",
+    "audit",
+    "entries_of_manifest",
+    "entries_of_rows",
+    "rows_to_drop",
+]
+
+SIMPLE: dict[str, Callable[[Sequence[Entry]], list[Finding]]] = {
+    "template_scores": labels.template_scores,
+    "repeated_scores": labels.repeated_scores,
+    "identical_texts": texts.identical_texts,
+    "exact_duplicates": pictures.exact_duplicates,
+    "non_english": texts.non_english,
+    "error_pages": texts.error_pages,
+    "unreadable": texts.unreadable,
+    "token_loops": texts.token_loops,
+    "thinking_text": texts.thinking_text,
+    "truncated": texts.truncated,
+    "empty_texts": texts.empty_texts,
+    "repeated_advice": texts.repeated_advice,
+    "flat_scores": labels.flat_scores,
+    "constant_dimensions": labels.constant_dimensions,
+    "overall_mismatch": labels.overall_mismatch,
+    "dimension_drift": labels.dimension_drift,
+    "prompt_example": prompts.prompt_example,
+    "prompt_table": prompts.prompt_table,
+    "mended": texts.mended,
+}
+"""Findings that need nothing but the entries, the gravest first."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings, the figures behind them, and the verdict."""
+
+    findings: list[Finding]
+    facts: dict[str, Any]
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """``audit.json``: ``verdict``, ``findings[]`` and ``facts``."""
+        return {
+            "verdict": self.verdict.as_dict(),
+            "findings": [found.as_dict() for found in self.findings],
+            "facts": self.facts,
+        }
+
+
+def audit(
+    entries: Sequence[Entry],
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> Audit:
+    """Look at rows in every way there is.
+
+    Args:
+        entries: from `entries_of_manifest` or `entries_of_rows`.
+        min_pixels, max_pixels: bounds on a photograph as the model sees it, for its tokens.
+        progress: told how many photographs have been compared.
+    """
+    alike = pictures.groups_alike(entries, progress)
+    looks = {name: look(entries) for name, look in SIMPLE.items()}
+    looks["exact_duplicates"] += pictures.near_duplicates(entries, alike)
+    found = [finding for some in looks.values() for finding in some]
+    spoilt = {row for finding in found if finding.spoils for row in finding.rows}
+    informative = [e for e in entries if e.critique and e.job_id not in spoilt]
+    verdict = judge(
+        rows=len(entries),
+        photographs=len({entry.photograph for entry in entries}),
+        independent=pictures.independent(entries, alike),
+        informative=pictures.independent(informative, alike),
+        informative_rows=len(informative),
+    )
+    return Audit(found, _facts(entries, alike, min_pixels, max_pixels), verdict)
+
+
+def rows_to_drop(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, str]:
+    """Rows that findings of those names leave out: job id to the first finding that names it.
+
+    ``names`` are of `DROPPABLE`; photographs are decoded only for ``near_duplicates``.
+    """
+    dropped: dict[str, str] = {}
+    for name in names:
+        if name == "near_duplicates":
+            found = pictures.near_duplicates(entries, pictures.groups_alike(entries))
+        else:
+            found = SIMPLE[name](entries)
+        for finding in found:
+            for row in finding.rows:
+                dropped.setdefault(row, name)
+    return dropped
+
+
+def _facts(
+    entries: Sequence[Entry], alike: Sequence[set[str]], min_pixels: int, max_pixels: int
+) -> dict[str, Any]:
+    readable = [entry for entry in entries if entry.critique]
+    sets = Counter(tuple(d.name for d in e.critique.dimensions) for e in readable if e.critique)
+    return {
+        "dimensions": labels.dimension_facts(entries),
+        "dimension_sets": [{"names": list(k), "rows": n} for k, n in sets.most_common()],
+        "score_vectors": len({entry.scores for entry in readable}),
+        **pictures.picture_facts(entries, min_pixels, max_pixels),
+        "prompt_characters": pictures.spread([len(entry.prompt) for entry in entries]),
+        "analysis_characters": pictures.spread([len(entry.text) for entry in entries]),
+        "similar_photographs": [sorted(group) for group in alike],
+    }
