@@ -37,7 +37,8 @@ def process(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Finish
         list(argv), cwd=cwd, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert child.stdout is not None
-    output = child.stdout.read().decode(errors="replace")
+    with child.stdout as pipe:
+        output = pipe.read().decode(errors="replace")
     # wait4 and not wait: it tells the memory of this one child.
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - started

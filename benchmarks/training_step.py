@@ -27,7 +27,7 @@ from . import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BATCH, RANK, ALPHA, RATE = 2, 16, 32, 5e-3
+BATCH, RANK, ALPHA, RATE = 2, 16, 32, 1e-3
 _FIELD = re.compile(
     r"\b(step_time|data_time_per_step|train_loss|total_processed_tokens)=([\d.e,-]+)"
 )

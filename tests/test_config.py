@@ -102,6 +102,7 @@ def test_ansel_v1_is_the_workbooks_recipe() -> None:
     assert (config.data.train_split, config.data.val_split, config.data.test_split) == (0.8, 0.2, 0)
     trainer, optimizer = config.trainer, config.optimizer
     assert (trainer.epochs, trainer.batch_size, trainer.save_every) == (3, 2, 250)
+    assert trainer.grad_checkpoint, "a batch of photographs has to fit a Mac"
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (2e-4, 100)
 
 

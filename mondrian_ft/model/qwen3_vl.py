@@ -97,8 +97,8 @@ class Qwen3VL:
     def tower_forward(self, patches: mx.array, grid: Grid) -> tuple[mx.array, list[mx.array]]:
         """Vision tower over (B, P, C) patches of equal grids → (B, N, D) and a list of the same."""
         tower = self.tower
-        # The patch embedding's kernel covers its whole patch, so it is a product. As a convolution
-        # its backward pass takes seconds on a CPU.
+        # The patch embedding's kernel covers its whole patch, so it is a product, which a CPU does
+        # faster than the convolution it is written as (benchmarks/LOG.md).
         convolution = tower.patch_embed.proj
         kernel = convolution.weight.transpose(0, 4, 1, 2, 3).reshape(
             convolution.weight.shape[0], -1

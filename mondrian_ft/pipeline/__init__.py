@@ -115,15 +115,15 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     from ..model import adapter as adapters
     from . import evaluation, rows, training, versioning
 
+    folder = versioning.find_adapter(task.adapter, config) if task.adapter else None
+    if folder is not None:
+        adapters.read(folder)  # a wrong path is told before the data are linked
     parts = rows.load(config, run)
     base, features = training.load_base_of(config, run)
     adapter = None
-    if task.adapter is not None:
-        settings = training.pixel_settings(config)
-        print_of = training.pixel_facts(base, settings)["fingerprint"]
-        adapter = adapters.load(
-            versioning.find_adapter(task.adapter, config), base, pixels=print_of
-        )
+    if folder is not None:
+        pixels = training.pixel_facts(base, training.pixel_settings(config))
+        adapter = adapters.load(folder, base, pixels=pixels["fingerprint"])
     elif [arm for arm in config.eval.arms if arm != "base"]:
         run.warn("task.adapter is not set, so only the base is evaluated")
     report = evaluation.evaluate(config, run, base, features, parts, adapter)

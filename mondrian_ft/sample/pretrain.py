@@ -165,7 +165,7 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
 
     mx.random.seed(recipe.seed)
     model = build_model(folder)
-    _initialise(model, mx)
+    _initialise(model)
     mx.eval(model.parameters())
     backbone = Qwen3VL(model)
     longest = max(len(row) for _, texts in data.values() for rows in texts for row in rows)
@@ -274,9 +274,11 @@ def train(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
     }
 
 
-def _initialise(model: Any, mx: Any) -> None:
+def _initialise(model: Any) -> None:
     """Normal: 0.02 for tables, by fan-in for the rest, narrower where a residual is written."""
-    from mlx.utils import tree_map_with_path
+    from ..model.backend import mx
+
+    from mlx.utils import tree_map_with_path  # isort: skip
 
     layers = len(model.language_model.model.layers)
 
