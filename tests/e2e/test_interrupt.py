@@ -149,7 +149,7 @@ def test_ctrl_c_while_comparing(prepared: Prepared) -> None:
         "data.output_dir=./compared",
     )
     code, stderr = stop(
-        prepared, "compared", signal.SIGINT, *argv, *paths, "eval.max_tokens=40", at="Evaluating"
+        prepared, "compared", signal.SIGINT, *argv, *paths, "eval.max_tokens=400", at="Evaluating"
     )
     assert code == 130, stderr
     assert "stopped while comparing; the adapter is whole in " in stderr
