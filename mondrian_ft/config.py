@@ -1,8 +1,7 @@
-"""The typed schema of an experiment: one dataclass per group, one docstring per key.
+"""From YAML to the dataclasses of ``schema``: finding the files, composing, checking, hashing.
 
-A key exists only if a dataclass here (or in ``tasks``) declares it and a line of code reads it.
-Hydra composes YAML over these schemas; ``load`` turns the result into the dataclasses, so code
-past this point sees plain Python objects and never a ``DictConfig``.
+Hydra composes YAML over the schemas; ``load`` turns the result into the dataclasses, so code past
+this point sees plain Python objects and never a ``DictConfig``.
 """
 
 from __future__ import annotations
@@ -10,414 +9,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os.path
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data.droppable import DROPPABLE
-from .errors import ConfigError, nearest
-from .tasks import TASKS, Task
+from .errors import ConfigError
+from .keys import unknown_key
+from .schema import GROUPS, Config
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-
-class DType(StrEnum):
-    """Floating-point type of the base model; ``auto`` is float32 on CPU, bfloat16 on a GPU."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class LoraMethod(StrEnum):
-    """``lora`` scales by alpha / rank, ``rslora`` by alpha / sqrt(rank) (Kalajdzievski 2023)."""
-
-    lora = "lora"
-    rslora = "rslora"
-
-
-class OptimizerName(StrEnum):
-    """Optimizers there are."""
-
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    """What the learning rate does after the warm-up."""
-
-    cosine = "cosine"
-    linear = "linear"
-    constant = "constant"
-
-
-class Arm(StrEnum):
-    """Models an evaluation can compare."""
-
-    base = "base"
-    tuned = "tuned"
-
-
-class Accept(StrEnum):
-    """Which analyses are linked: none that had to be mended, complete ones, or all with scores."""
-
-    strict = "strict"
-    mended = "mended"
-    all = "all"
-
-
-class PromptExample(Enum):
-    """What becomes of the scores in a prompt's filled example."""
-
-    # No StrEnum: a member named strip would take the place of the string's own method.
-
-    keep = "keep"
-    strip = "strip"
-
-
-class TrackingMode(StrEnum):
-    """Where W&B keeps the numbers; ``auto`` is online when logged in, else offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-def _path(default: str | None = None, *, or_name: bool = False) -> Any:
-    """A path; ``or_name`` lets a bare word that is no file here stand for a name."""
-    return field(default=default, metadata={"path": "or_name" if or_name else "always"})
-
-
-def _aside(default: Any) -> Any:
-    """A key that names, places or continues a run but changes no number of it."""
-    return field(default=default, metadata={"aside": True})
-
-
-def _check(holds: bool, key: str, value: object, rule: str) -> None:
-    if not holds:
-        shown = "null" if value is None else value
-        raise ConfigError(f"{key} is {shown}, but it must be {rule}.")
-
-
-def _check_count(group: str, owner: object, *names: str, least: int = 1) -> None:
-    """Each named key is null or a whole number of at least ``least``."""
-    for name in names:
-        value = getattr(owner, name)
-        _check(value is None or value >= least, f"{group}.{name}", value, f"{least} or more")
-
-
-@dataclass
-class DataConfig:
-    """Where the rows come from, how they are split, and how large a photograph may be."""
-
-    db_path: Any = field(default=None, metadata={"path": "always"})
-    """Job database (SQLite), or a list of them; null is the sample, rendered at its first use."""
-    source_dir: str | None = _path()
-    """Folder of the photographs; null with the sample."""
-    analysis_dir: str | None = _path()
-    """Folder of the ``analysis-<advisor>-<job_id>.md`` files; null with the sample."""
-    advisor: str | None = "ansel"
-    """Whose critiques to learn; null is every advisor together, for one adapter."""
-    output_dir: str | None = _path()
-    """Where manifest, splits and link report are written; null is ``data/`` in the run folder."""
-    manifest: str | None = _path()
-    """A manifest to prepare from; null is the one ``link`` wrote in ``output_dir``."""
-    train_data: str | None = _path()
-    """A prepared JSON file to train on, instead of what ``prepare`` wrote."""
-    val_data: str | None = _path()
-    """A prepared JSON file to validate and evaluate on, instead of what ``prepare`` wrote."""
-    train_split: float = 0.8
-    """Share of the photographs for training, 0 to 1; the three shares add up to 1."""
-    val_split: float = 0.2
-    """Share for validation, 0 to 1."""
-    test_split: float = 0.0
-    """Share kept for the final evaluation, 0 to 1; with 0 the validation part is evaluated."""
-    accept: Accept = Accept.mended
-    """What a stored analysis must be: ``strict`` is JSON as it should be; ``mended`` is complete,
-    whatever had to be mended; ``all`` may lack texts, but no score. Mends are in the manifest."""
-    limit: int | None = None
-    """Most rows to link, for a quick try; null is all."""
-    max_pixels: int = 1_310_720
-    """Most pixels of a photograph as the model sees it; larger ones are scaled down."""
-    min_pixels: int = 3_136
-    """Fewest pixels of a photograph as the model sees it; smaller ones are scaled up."""
-    seed: int = 0
-    """Seed of the split (and of the sample's photographs), 0 or more."""
-    drop: list[str] = field(default_factory=list)
-    """Findings of the audit whose rows are left out when preparing, such as template_scores."""
-    prompt_example: PromptExample = PromptExample.keep
-    """``strip`` takes the scores out of a filled example in the prompt; ``keep`` leaves them."""
-    require_informative: bool = False
-    """Refuse labels that cannot teach scoring, instead of only saying so."""
-
-    def __post_init__(self) -> None:
-        shares = {f"data.{part}_split": getattr(self, f"{part}_split") for part in _PARTS}
-        for key, share in shares.items():
-            _check(0.0 <= share <= 1.0, key, share, "between 0 and 1")
-        if not math.isclose(total := sum(shares.values()), 1.0, abs_tol=1e-6):
-            parts = " + ".join(f"{key} {share:g}" for key, share in shares.items())
-            raise ConfigError(f"{parts} is {total:g}, but the three shares must add up to 1.")
-        _check_count("data", self, "limit", "min_pixels", "max_pixels")
-        _check_count("data", self, "seed", least=0)
-        _check(
-            self.min_pixels <= self.max_pixels,
-            "data.min_pixels",
-            self.min_pixels,
-            f"at most data.max_pixels, {self.max_pixels}",
-        )
-        _check(self.advisor != "", "data.advisor", "empty", "an advisor's id, or null for all")
-        self._check_drop()
-        self._check_sources()
-
-    def _check_drop(self) -> None:
-        for name in self.drop:
-            if name not in DROPPABLE:
-                meant = nearest(name, DROPPABLE)
-                hint = f"did you mean {meant}?" if meant else f"there are {', '.join(DROPPABLE)}."
-                raise ConfigError(f"data.drop names {name}, which no finding can drop; {hint}")
-
-    def _check_sources(self) -> None:
-        paths = self.db_path if isinstance(self.db_path, list) else [self.db_path]
-        if self.db_path is not None:
-            _check(
-                bool(paths) and all(isinstance(path, str) and path for path in paths),
-                "data.db_path",
-                self.db_path,
-                "a path or a list of paths",
-            )
-        folders = {
-            "data.source_dir": self.source_dir,
-            "data.analysis_dir": self.analysis_dir,
-        }
-        if self.db_path is None:
-            for key, value in folders.items():
-                if value is not None:
-                    raise ConfigError(
-                        f"{key} is {value} but data.db_path is null, which means the embedded "
-                        "sample; set data.db_path to the job database those files belong to."
-                    )
-        elif missing := [key for key, value in folders.items() if value is None]:
-            raise ConfigError(
-                f"data.db_path is {self.db_path} but {' and '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} null; set data.source_dir to the folder "
-                "of its photographs and data.analysis_dir to the folder of its analyses."
-            )
-
-
-@dataclass
-class ModelConfig:
-    """The base model."""
-
-    path: str | None = _path(or_name=True)
-    """A model folder or a Hugging Face id; null is the embedded sample model."""
-    dtype: DType = DType.auto
-    """Floating-point type of the weights."""
-    quantize_bits: int | None = None
-    """4 or 8 quantises the frozen base while loading it; null leaves it as it is."""
-
-    def __post_init__(self) -> None:
-        bits = self.quantize_bits
-        _check(bits in (None, 4, 8), "model.quantize_bits", bits, "4, 8 or null")
-        _check(self.path != "", "model.path", "empty", "a folder, an id, or null for the sample")
-
-
-@dataclass
-class LoraConfig:
-    """The low-rank adapter (Hu et al. 2021)."""
-
-    rank: int = 16
-    """Rank r of the update, 1 or more."""
-    alpha: float = 32.0
-    """Numerator of the scale, above 0: alpha / rank, or alpha / sqrt(rank) with ``rslora``."""
-    dropout: float = 0.0
-    """Share of the adapter's inputs dropped while training, 0 up to but not including 1."""
-    target_modules: list[str] = field(
-        default_factory=lambda: [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ]
-    )
-    """Suffixes of the language model's linear layers that get an adapter."""
-    method: LoraMethod = LoraMethod.lora
-    """How the scale follows from alpha and rank."""
-
-    def __post_init__(self) -> None:
-        _check_count("lora", self, "rank")
-        _check(self.alpha > 0 and math.isfinite(self.alpha), "lora.alpha", self.alpha, "above 0")
-        _check(0.0 <= self.dropout < 1.0, "lora.dropout", self.dropout, "at least 0 and below 1")
-        targets = self.target_modules
-        _check(
-            len(targets) > 0 and len(set(targets)) == len(targets) and all(targets),
-            "lora.target_modules",
-            targets,
-            "a list of different layer names, one at least",
-        )
-
-
-@dataclass
-class OptimizerConfig:
-    """How weights move; every count is in optimizer updates, not micro-batches."""
-
-    name: OptimizerName = OptimizerName.adamw
-    """The optimizer; AdamW with bias correction (Loshchilov & Hutter 2019)."""
-    learning_rate: float = 2e-4
-    """Peak rate, above 0, reached at the end of the warm-up."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, 0 or more."""
-    warmup_steps: int = 100
-    """Updates over which the rate rises from 0 to its peak, 0 or more."""
-    schedule: Schedule = Schedule.cosine
-    """How the rate falls from the end of the warm-up to the last update."""
-    max_grad_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down, above 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            _check(value > 0 and math.isfinite(value), f"optimizer.{name}", value, "above 0")
-        decay = self.weight_decay
-        _check(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
-        _check_count("optimizer", self, "warmup_steps", least=0)
-
-
-@dataclass
-class TrainerConfig:
-    """How long to train, in what portions, and when to save and look."""
-
-    epochs: int = 3
-    """Passes over every training row, 1 or more."""
-    max_steps: int | None = None
-    """Updates to stop after, though the epochs are not over; null is no such limit."""
-    batch_size: int = 2
-    """Rows per micro-batch, 1 or more."""
-    accumulate: int = 1
-    """Micro-batches per update, 1 or more, weighted by their supervised tokens."""
-    save_every: int = 250
-    """Updates between checkpoints, 1 or more; the last one is always saved."""
-    eval_every: int | None = None
-    """Updates between validation losses; null is once an epoch."""
-    patience: int | None = None
-    """Evaluations without a better validation loss before stopping; null never stops early."""
-    grad_checkpoint: bool = False
-    """Recompute each layer in the backward pass: about a third more time for less memory."""
-    seed: int = 0
-    """Seed of the adapter's initial weights, the batches and the dropout, 0 or more."""
-    resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
-    """``never``, ``auto`` (the newest whole checkpoint of this ``output_dir``), or a checkpoint."""
-
-    def __post_init__(self) -> None:
-        _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")
-        _check_count("trainer", self, "save_every", "eval_every", "patience")
-        _check_count("trainer", self, "seed", least=0)
-        _check(self.resume != "", "trainer.resume", "empty", "never, auto or a checkpoint's path")
-
-
-@dataclass
-class EvalConfig:
-    """How base and tuned model are compared."""
-
-    max_examples: int | None = None
-    """Most held-out photographs to judge; null is all."""
-    max_tokens: int | None = None
-    """Most tokens of an answer; null is the longest reference and a margin."""
-    temperature: float = 0.0
-    """Sampling temperature, 0 or more; 0 is greedy, which repeats exactly."""
-    batch_size: int = 16
-    """Photographs answered at once, 1 or more."""
-    arms: list[Arm] = field(default_factory=lambda: [Arm.base, Arm.tuned])
-    """Models to compare."""
-    report: str | None = _path()
-    """Path of comparison_report.json; null puts it into the run folder as ``evaluation/``."""
-
-    def __post_init__(self) -> None:
-        _check_count("eval", self, "max_examples", "max_tokens", "batch_size")
-        value = self.temperature
-        _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
-        arms = self.arms
-        _check(
-            len(arms) > 0 and len(set(arms)) == len(arms),
-            "eval.arms",
-            arms,
-            "a list of different arms, one at least",
-        )
-
-
-@dataclass
-class TrackingConfig:
-    """Weights & Biases; the same numbers always go to training_log.jsonl as well."""
-
-    mode: TrackingMode = TrackingMode.auto
-    """``auto`` never asks for a key; ``disabled`` leaves only training_log.jsonl."""
-    project: str = "mondrian_ft"
-    """W&B project."""
-    entity: str | None = None
-    """W&B user or team; null is the account's default."""
-    group: str | None = None
-    """W&B group; null groups the jobs of one sweep."""
-    tags: list[str] = field(default_factory=list)
-    """W&B tags."""
-
-
-@dataclass
-class RegistryConfig:
-    """Where finished adapters are numbered and kept."""
-
-    root: str = _path("outputs/registry")
-    """Folder of the registry."""
-    name: str | None = None
-    """Name the versions are counted under; null is ``<model>-<advisor>``."""
-
-
-@dataclass
-class Config:
-    """One experiment."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    registry: RegistryConfig = field(default_factory=RegistryConfig)
-    task: Task = field(default_factory=Task)
-    experiment_name: str = "sample"
-    """Name of the run folder's parent; experiment files set it."""
-
-    def __post_init__(self) -> None:
-        _check(
-            re.fullmatch(r"\w[\w.-]*", self.experiment_name) is not None,
-            "experiment_name",
-            self.experiment_name or "empty",
-            "a plain folder name of letters, digits, '_', '.' and '-'",
-        )
-
-
-_PARTS = ("train", "val", "test")
-
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "lora": LoraConfig,
-    "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig,
-    "eval": EvalConfig,
-    "tracking": TrackingConfig,
-    "registry": RegistryConfig,
-}
-"""The config groups with one schema each; ``task`` has one per task."""
+__all__ = [
+    "Config",
+    "absolute_paths",
+    "as_dict",
+    "conf_dir",
+    "config_hash",
+    "load",
+    "register_schemas",
+]
 
 _OUTSIDE_IDENTITY = ("tracking", "registry", "task", "experiment_name")
 
@@ -530,88 +144,6 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def keys(task: type[Task] | None = None) -> list[str]:
-    """Every key a command may set, dotted; the task's own are those of ``task``, or of all."""
-    found = [f"{group}.{item.name}" for group, schema in GROUPS.items() for item in _of(schema)]
-    tasks = TASKS.values() if task is None else [task]
-    for kind in tasks:
-        found += [f"task.{item.name}" for item in _of(kind)]
-    return [*dict.fromkeys(found), "experiment_name"]
-
-
-ALIASES = {
-    "lr": "optimizer.learning_rate",
-    "warmup": "optimizer.warmup_steps",
-    "r": "lora.rank",
-    "lora_rank": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "targets": "lora.target_modules",
-    "save_freq": "trainer.save_every",
-    "save_steps": "trainer.save_every",
-    "eval_steps": "trainer.eval_every",
-    "num_epochs": "trainer.epochs",
-    "gradient_accumulation_steps": "trainer.accumulate",
-    "steps": "trainer.max_steps",
-    "base_model": "model.path",
-    "model_path": "model.path",
-    "lora_path": "task.adapter",
-    "adapter_path": "task.adapter",
-    "output_report": "eval.report",
-}
-"""What neighbours call our keys: the workbook's flags, PEFT's and mlx-vlm's names."""
-
-
-def suggest_key(key: str, task: type[Task] | None = None) -> str | None:
-    """The declared key that ``key`` was probably meant to be, or None.
-
-    A word without a dot may be a group. A key is looked for in its own group first, then among
-    the names other tools use, then in a group spelled nearly so, then by its last part anywhere.
-    """
-    known = keys(task)
-    group, _, leaf = key.rpartition(".")
-    if key.count(".") > 1:
-        # lora.rank.x: the nearest thing is the key it hangs from, or the group's nearest.
-        group, leaf = key.split(".")[:2]
-    if not group and leaf in ALIASES:
-        return ALIASES[leaf]
-    if not group and (owner := nearest(leaf, [*GROUPS, "task", "experiment"])):
-        return "+experiment=NAME" if owner == "experiment" else owner
-    inside = {k.partition(".")[2]: k for k in known if "." in k and k.partition(".")[0] == group}
-    if found := nearest(leaf, inside):
-        return inside[found]
-    if leaf in ALIASES:
-        return ALIASES[leaf]
-    if group and group not in (*GROUPS, "task") and (owner := nearest(group, [*GROUPS, "task"])):
-        return suggest_key(f"{owner}.{leaf}", task)
-    leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
-    if found := nearest(leaf, leaves):
-        return leaves[found]
-    return None
-
-
-def unknown_key(key: str, task: type[Task] | None = None, where: str = "") -> ConfigError:
-    """The error for a key that no schema declares; ``where`` names the file it stands in."""
-    known = suggest_key(key, task)
-    group = key.partition(".")[0]
-    start = f"{where}: " if where else ""
-    if group == "task" and task is not None:
-        names = {kind: name for name, kind in TASKS.items()}
-        name = names.get(task, task.__name__)
-        mine = [item.name for item in _of(task)]
-        takes = (
-            f"it takes {', '.join(f'task.{item}' for item in mine)}" if mine else "it takes none"
-        )
-        hint = f"did you mean {known}?" if known and known.startswith("task.") else f"{takes}."
-        return ConfigError(f"{start}task={name} has no key {key}; {hint}")
-    if known:
-        return ConfigError(f"{start}there is no key {key}; did you mean {known}?")
-    if group in GROUPS and "." in key:
-        listing = ", ".join(item.name for item in _of(GROUPS[group]))
-        return ConfigError(f"{start}there is no key {key}; {group} has {listing}.")
-    listing = ", ".join([*GROUPS, "task", "experiment_name"])
-    return ConfigError(f"{start}there is no key {key}; the config has {listing}.")
-
-
 def _undeclared(cfg: DictConfig) -> Iterator[str]:
     """Dotted keys of ``cfg`` that no dataclass declares, at any depth."""
     from omegaconf import DictConfig, OmegaConf
@@ -631,12 +163,12 @@ def _undeclared(cfg: DictConfig) -> Iterator[str]:
     return walk(cfg, "")
 
 
-def _is_schema(kind: object) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
-
-
 def _of(schema: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(schema)
+
+
+def _is_schema(kind: object) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _fields(owner: Any) -> Iterator[tuple[Any, dataclasses.Field[Any]]]:

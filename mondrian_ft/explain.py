@@ -25,9 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 from yaml.error import MarkedYAMLError
 
-from .config import ALIASES, GROUPS, Config, keys, suggest_key, unknown_key
 from .errors import ConfigError, nearest
 from .help import config_dirs, options
+from .keys import ALIASES, keys, suggest_key, unknown_key
+from .schema import GROUPS, Config
 from .tasks import TASKS, Task
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)

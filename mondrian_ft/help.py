@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from .config import GROUPS, conf_dir
+from .config import conf_dir
+from .schema import GROUPS
 from .tasks import TASKS
 
 _TEMPLATE = """\

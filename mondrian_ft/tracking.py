@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from .errors import MondrianError
 
 if TYPE_CHECKING:
-    from .config import TrackingConfig
     from .run import Run
+    from .schema import TrackingConfig
 
 Number = float | int | None
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from mondrian_ft import __version__, files
-from mondrian_ft.config import Config, TrackingMode, config_hash
+from mondrian_ft.config import Config, config_hash
 from mondrian_ft.errors import Interrupted, MondrianError
 from mondrian_ft.run import Run, provenance
+from mondrian_ft.schema import TrackingMode
 from mondrian_ft.tasks import Link
 
 

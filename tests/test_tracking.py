@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mondrian_ft.config import Config, TrackingMode
 from mondrian_ft.errors import MondrianError
 from mondrian_ft.run import Run
+from mondrian_ft.schema import Config, TrackingMode
 from mondrian_ft.tasks import Link
 from mondrian_ft.tracking import JsonlTracker, Trackers, WandbTracker, logged_in, wandb_mode
 
