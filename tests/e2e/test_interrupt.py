@@ -68,6 +68,12 @@ def prepared(sample_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
     return Prepared(cwd, (whole / WEIGHTS).read_bytes(), log_of(whole))
 
 
+def _heed_ctrl_c() -> None:
+    """A shell without job control starts what it puts in the background deaf to SIGINT, and that
+    is inherited: the tests would fail for how they themselves were started."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stop(
     prepared: Prepared,
     folder: str,
@@ -83,6 +89,7 @@ def stop(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_ctrl_c,
     )
     assert process.stdout is not None
     for line in process.stdout:
