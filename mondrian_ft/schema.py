@@ -144,6 +144,12 @@ class DataConfig:
     """Findings of the audit whose rows are left out when preparing, such as template_scores."""
     prompt_example: PromptExample = PromptExample.keep
     """``strip`` takes the scores out of a filled example in the prompt; ``keep`` leaves them."""
+    dimension_map: dict[str, str | None] = field(default_factory=dict)
+    """What to call a dimension instead of what a critique calls it; null leaves it out."""
+    folds: int | None = None
+    """Deal the photographs outside the test part into so many folds as well, 2 or more."""
+    fold: int | None = None
+    """The fold to validate on, from 0, training on the others; null is the split's own parts."""
     require_informative: bool = False
     """Refuse labels that cannot teach scoring, instead of only saying so."""
 
@@ -163,8 +169,29 @@ class DataConfig:
             f"at most data.max_pixels, {self.max_pixels}",
         )
         _check(self.advisor != "", "data.advisor", "empty", "an advisor's id, or null for all")
+        self._check_folds()
         self._check_drop()
         self._check_sources()
+
+    def _check_folds(self) -> None:
+        _check_count("data", self, "folds", least=2)
+        _check_count("data", self, "fold", least=0)
+        if self.fold is not None:
+            if self.folds is None:
+                raise ConfigError(
+                    f"data.fold is {self.fold} but data.folds is null; say of how many with "
+                    "data.folds=5."
+                )
+            if named := self.train_data or self.val_data:
+                raise ConfigError(
+                    f"data.fold chooses among prepared rows, but {named} is given as well; leave "
+                    "out data.fold, or data.train_data and data.val_data."
+                )
+            rule = f"below data.folds, {self.folds}; folds count from 0"
+            _check(self.fold < self.folds, "data.fold", self.fold, rule)
+        for name, new in self.dimension_map.items():
+            blank = not name.strip() or (new is not None and not new.strip())
+            _check(not blank, f"data.dimension_map.{name}", new or "empty", "a name, or null")
 
     def _check_drop(self) -> None:
         for name in self.drop:

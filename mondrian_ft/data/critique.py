@@ -19,7 +19,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
@@ -119,6 +119,42 @@ class Critique(BaseModel):
                         if isinstance(text, str) and not text.strip():
                             found.append(f"{key}[{index}]" + (f".{name}" if name else ""))
         return found
+
+
+def rename_dimensions(
+    critique: Critique, names: Mapping[str, str | None]
+) -> tuple[Critique, list[str]]:
+    """A critique with other dimension names, and which entries of ``names`` it had.
+
+    Databases judge by five to nine dimensions (facts: "The analysis"); which of them are the same
+    quality is for a person to say. Scores, the overall score included, stay as they were given.
+
+    Args:
+        names: what a dimension is called to what it shall be called; None leaves it out. Letter
+            case does not matter.
+
+    Raises:
+        CritiqueError: two dimensions would bear one name, or none would be left.
+    """
+    wanted = {name.strip().casefold(): (name, new) for name, new in names.items()}
+    if not wanted.keys() & {dimension.name.strip().casefold() for dimension in critique.dimensions}:
+        return critique, []
+    kept: dict[str, Dimension] = {}
+    met: list[str] = []
+    for dimension in critique.dimensions:
+        key, new = wanted.get(dimension.name.strip().casefold(), (None, dimension.name))
+        if key is not None:
+            met.append(key)
+        if new is None:
+            continue
+        if new in kept:
+            raise CritiqueError(
+                Flaw.WRONG_SHAPE, f"two of its dimensions would be called {new}; leave one out."
+            )
+        kept[new] = dimension.model_copy(update={"name": new})
+    if not kept:
+        raise CritiqueError(Flaw.WRONG_SHAPE, "none of its dimensions would be left.")
+    return critique.model_copy(update={"dimensions": list(kept.values())}), met
 
 
 KEYS = tuple(Critique.model_fields)

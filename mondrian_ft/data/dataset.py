@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
 from ..files import atomic_write_json
-from .critique import CritiqueError, Parsed, parse_analysis, render
+from .critique import Critique, CritiqueError, parse_analysis, rename_dimensions, render
 from .example import strip_example
-from .lock import locked_parts, new_entry, read_locks
+from .lock import locked_folds, locked_parts, new_entry, read_locks
 from .prompt import build_prompt, fingerprint
 from .rows import Row, check_disjoint, data_lock, hash_photograph, load_json, read_rows
 from .similar import near_groups, perceptual_hashes
-from .split import PARTS, assign
+from .split import PARTS, assign, assign_folds
 from .store import advisor_id
 
 __all__ = [
@@ -70,7 +70,9 @@ def prepare(
     test_split: float,
     seed: int,
     output_dir: str | Path,
+    folds: int | None = None,
     limit: int | None = None,
+    dimension_map: Mapping[str, str | None] | None = None,
     leave_out: Mapping[str, str] | None = None,
     strip_prompt_example: bool = False,
     cache: Path | None = None,
@@ -84,7 +86,11 @@ def prepare(
     Args:
         manifest: what `link.link` returned, or the path of its file.
         train_split, val_split, test_split: fractions of the photographs; see `split.assign`.
+        folds: deal the rows outside the test part into so many folds as well, by
+            `split.assign_folds`.
         limit: use only the first ``limit`` records.
+        dimension_map: what to call a dimension instead, or None to leave it out of the critiques;
+            see `critique.rename_dimensions`.
         leave_out: job ids not to use, and the audit's finding that says so; ``meta["dropped"]``.
         strip_prompt_example: take the scores out of filled examples in prompts.
         cache: a file that keeps perceptual hashes until the photographs change.
@@ -107,9 +113,11 @@ def prepare(
     if strip_prompt_example:
         prompts = _stripped(prompts)
     rows: dict[str, Row] = {}
+    mapped: Counter[str] = Counter(dict.fromkeys(dimension_map or {}, 0))
     facts: list[dict[str, Any]] = []
     for record in records:
-        row, parsed = _row(record, prompts)
+        row, critique, renamed = _row(record, prompts, dimension_map or {})
+        mapped.update(renamed)
         rows[row.job_id] = row
         facts.append(
             {
@@ -117,8 +125,8 @@ def prepare(
                 "advisor": row.advisor,
                 "image_sha256": row.image_sha256,
                 "shoot": record.get("shoot"),
-                "overall_score": parsed.critique.overall_score,
-                "dimensions": [dimension.name for dimension in parsed.critique.dimensions],
+                "overall_score": critique.overall_score,
+                "dimensions": [dimension.name for dimension in critique.dimensions],
             }
         )
     splits = {"train": train_split, "val": val_split, "test": test_split}
@@ -131,6 +139,11 @@ def prepare(
     parts = assign(
         facts, train=train_split, val=val_split, test=test_split, seed=seed, locked=locked
     )
+    if folds is not None:
+        inside = [fact for fact in facts if parts[fact["job_id"]] != "test"]
+        known = locked_folds(earlier, folds, path=Path(output_dir) / LOCK_NAME)
+        for job, fold in assign_folds(inside, folds=folds, seed=seed, locked=known).items():
+            rows[job] = replace(rows[job], fold=fold)
     dealt = {part: [row for key, row in rows.items() if parts[key] == part] for part in PARTS}
     meta = {
         "advisor": advisor_id(advisor) or "all",
@@ -138,6 +151,7 @@ def prepare(
         "manifest": str(source) if source else None,
         "seed": seed,
         "splits": splits,
+        "folds": folds,
         "total_examples": len(rows),
         "total_photographs": len({row.image_sha256 for row in rows.values()}),
         "total_groups": len({fact["group"] for fact in facts}),
@@ -146,6 +160,7 @@ def prepare(
         "dimensions": _dimension_facts(facts),
         "longest_response": max(len(row.response) for row in rows.values()),
         "dropped": dropped,
+        "mapped_dimensions": dict(mapped),
         "data_lock": data_lock(dealt),
     }
     prepared = Prepared(**dealt, meta=meta)
@@ -211,7 +226,12 @@ def _records(
     return found
 
 
-def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Parsed]:
+def _row(
+    record: Mapping[str, Any],
+    prompts: Mapping[str, Any],
+    dimension_map: Mapping[str, str | None],
+) -> tuple[Row, Critique, list[str]]:
+    """A record's row, its critique, and the names that ``dimension_map`` changed in it."""
     job, path = str(record["job_id"]), Path(record["image_path"]).absolute()
     analysis = Path(record["analysis_path"])
     sha256 = hash_photograph(path, f"job {job}")
@@ -224,10 +244,14 @@ def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Pa
             f"The analysis {analysis} of job {job} can no longer be used: {error} "
             "Run task=link again."
         ) from error
+    try:
+        critique, renamed = rename_dimensions(parsed.critique, dimension_map)
+    except CritiqueError as error:
+        raise DataError(f"data.dimension_map does not fit job {job}: {error}") from None
     known = prompts.get(record.get("prompt_id", ""))
     prompt = known["text"] if known else build_prompt(None, record["advisor"])[0]
-    row = Row(job, str(record["advisor"]), path, prompt, render(parsed.critique), sha256)
-    return row, parsed
+    row = Row(job, str(record["advisor"]), path, prompt, render(critique), sha256)
+    return row, critique, renamed
 
 
 def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:
@@ -308,8 +332,9 @@ def _write(
     atomic_write_json(part_path(output_dir, advisor, "meta"), meta)
 
 
-def _entry(row: Row) -> dict[str, str]:
-    return {
+def _entry(row: Row) -> dict[str, Any]:
+    fold = {} if row.fold is None else {"fold": row.fold}
+    return fold | {
         "image_path": str(row.image_path),
         "prompt": row.prompt,
         "response": row.response,

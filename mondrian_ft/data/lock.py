@@ -1,9 +1,10 @@
 """``split.lock.json``: which photograph is in which part, kept while the data grow.
 
 Per advisor it holds the ``seed`` and ``splits`` it was made with, ``photographs`` (content hash to
-part) and ``jobs`` (job id to content hash). What was once dealt stays where it is, also while a
-photograph is missing for a time; what is new joins train or val. To split anew, the file is moved
-away: adapters trained before can then no longer be compared with those trained after.
+part), ``jobs`` (job id to content hash) and ``folds`` (by their number: content hash to fold). What
+was once dealt stays where it is, also while a photograph is missing for a time; what is new joins
+train or val. To split anew, the file is moved away: adapters trained before can then no longer be
+compared with those trained after.
 """
 
 from __future__ import annotations
@@ -79,6 +80,19 @@ def locked_parts(
     return photographs
 
 
+def locked_folds(entry: Any, folds: int, *, path: Path) -> dict[str, int]:
+    """The fold of every photograph that was dealt into so many folds before.
+
+    Raises:
+        DataError: the entry is damaged.
+    """
+    known = (entry or {}).get("folds", {})
+    found = known.get(str(folds), {}) if isinstance(known, dict) else None
+    if not isinstance(found, dict) or not set(found.values()) <= set(range(folds)):
+        raise DataError(f"{path} is not a split lock of this program; move it away.")
+    return found
+
+
 def new_entry(
     earlier: Any, dealt: Mapping[str, Sequence[Row]], meta: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -89,10 +103,15 @@ def new_entry(
         for row in rows:
             photographs[row.image_sha256] = part
             jobs[row.job_id] = row.image_sha256
+    folds = dict(earlier.get("folds", {})) if earlier else {}
+    if count := meta["folds"]:
+        here = {row.image_sha256: row.fold for row in [*dealt["train"], *dealt["val"]]}
+        folds[str(count)] = dict(sorted((folds.get(str(count), {}) | here).items()))
     return {
         "data_lock": meta["data_lock"],
         "seed": meta["seed"],
         "splits": meta["splits"],
         "photographs": dict(sorted(photographs.items())),
         "jobs": dict(sorted(jobs.items())),
+        "folds": folds,
     }

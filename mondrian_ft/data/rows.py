@@ -19,7 +19,8 @@ class Row:
     """One training example: a photograph, the prompt, and the answer to learn.
 
     ``image_path`` is absolute and existed when the row was read; ``response`` is the canonical
-    JSON text; ``image_sha256`` is the hash of the photograph's bytes (64 hex digits).
+    JSON text; ``image_sha256`` is the hash of the photograph's bytes (64 hex digits). ``fold``
+    counts from 0; None where no folds were dealt, and in the test part.
     """
 
     job_id: str
@@ -28,6 +29,7 @@ class Row:
     prompt: str
     response: str
     image_sha256: str
+    fold: int | None = None
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -112,6 +114,9 @@ def _read_row(entry: Any, number: int, path: Path) -> Row:
             f"{where}: the photograph {image} changed since it was linked; run task=link and "
             "task=prepare again."
         )
+    fold = entry.get("fold")
+    if not (fold is None or (type(fold) is int and fold >= 0)):
+        raise DataError(f"{where} has {fold!r} as `fold`; it should be a number from 0 up.")
     return Row(
         job_id=str(entry.get("job_id") or f"{path.stem}-{number:04d}"),
         advisor=str(entry.get("advisor") or "unknown"),
@@ -119,6 +124,7 @@ def _read_row(entry: Any, number: int, path: Path) -> Row:
         prompt=entry["prompt"],
         response=response,
         image_sha256=sha256,
+        fold=fold,
     )
 
 

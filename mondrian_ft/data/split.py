@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DataError
+
+Place = TypeVar("Place", str, int)
 
 PARTS: tuple[str, ...] = ("train", "val", "test")
 
@@ -73,7 +75,8 @@ def assign(
         dealt[group] = part
     single = [group for group in order if files[group] == 1]
     home = max(("train", "val"), key=lambda part: (fractions[part], part == "train"))
-    slots = _interleave(_shrunk(counts, len(single), home))
+    sizes = _shrunk(counts, len(single), home)
+    slots = _interleave({part: sizes[part] for part in PARTS})
     dealt |= dict(zip(single, slots, strict=True))
     for group, rows in groups.items():
         for record in rows:
@@ -81,24 +84,84 @@ def assign(
     return parts
 
 
+def assign_folds(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    folds: int,
+    seed: int,
+    locked: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Deal every record to one of ``folds`` folds, by photograph.
+
+    Args:
+        records: as in `assign`; those of one group stay together.
+        folds: how many, 2 or more. Their photographs differ in number by as little as the groups
+            allow, and their overall scores are spread alike.
+        seed: another seed, another deal. The order of the records does not matter.
+        locked: the fold of every photograph (by ``image_sha256``) that was dealt before; what is
+            new goes where fewest are.
+
+    Returns:
+        ``job_id`` to a fold, counted from 0; every fold has a photograph.
+
+    Raises:
+        DataError: there are fewer independent photographs than folds, or a group holds photographs
+            that are locked in different folds.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(str(record.get("group") or record["image_sha256"]), []).append(record)
+    if len(groups) < folds:
+        raise DataError(
+            f"{len(groups)} independent photographs cannot fill {folds} folds; lower data.folds."
+        )
+    dealt = _from_lock(groups, locked) if locked else {}
+    files = {group: len({r["image_sha256"] for r in rows}) for group, rows in groups.items()}
+    filled = [0] * folds
+    for group, fold in dealt.items():
+        filled[fold] += files[group]
+    order = [group for group in _spread_by_score(groups, seed, folds) if group not in dealt]
+    # The large groups first, so that the others can even out what those made uneven.
+    for group in sorted((g for g in order if files[g] > 1), key=lambda g: -files[g]):
+        dealt[group] = min(range(folds), key=lambda fold: (filled[fold], fold))
+        filled[dealt[group]] += files[group]
+    single = [group for group in order if files[group] == 1]
+    counts = dict.fromkeys(range(folds), 0)
+    for _ in single:
+        fewest = min(range(folds), key=lambda fold: (filled[fold], fold))
+        filled[fewest] += 1
+        counts[fewest] += 1
+    dealt |= dict(zip(single, _interleave(counts), strict=True))
+    if empty := [fold for fold in range(folds) if not filled[fold]]:
+        raise DataError(
+            f"Fold {empty[0]} of {folds} would have no photograph, since earlier ones are locked "
+            "in their folds; lower data.folds."
+        )
+    return {record["job_id"]: dealt[group] for group, rows in groups.items() for record in rows}
+
+
 def _from_lock(
-    groups: Mapping[str, list[Mapping[str, Any]]], locked: Mapping[str, str]
-) -> dict[str, str]:
-    """The groups that hold a locked photograph, and its part."""
+    groups: Mapping[str, list[Mapping[str, Any]]], locked: Mapping[str, Place]
+) -> dict[str, Place]:
+    """The groups that hold a locked photograph, and its part or fold."""
     dealt = {}
     for group, rows in groups.items():
         known = {locked[r["image_sha256"]]: r for r in rows if r["image_sha256"] in locked}
         if len(known) > 1:
             (one, first), (other, second) = sorted(known.items())[:2]
             raise DataError(
-                f"The photographs of jobs {first['job_id']} ({one}) and {second['job_id']} "
-                f"({other}) belong together now, by likeness or shoot, but are locked in two "
-                "parts; take the new photograph that joins them out, or move split.lock.json away "
-                "to split anew."
+                f"The photographs of jobs {first['job_id']} ({_place(one)}) and "
+                f"{second['job_id']} ({_place(other)}) belong together now, by likeness or shoot, "
+                "but are locked apart; take the new photograph that joins them out, or move "
+                "split.lock.json away to split anew."
             )
         if known:
             dealt[group] = next(iter(known))
     return dealt
+
+
+def _place(place: str | int) -> str:
+    return place if isinstance(place, str) else f"fold {place}"
 
 
 def _neediest(counts: Mapping[str, int], filled: set[str], groups_left: int) -> str:
@@ -148,8 +211,10 @@ def part_sizes(
     return {part: counts.get(part, 0) for part in PARTS}
 
 
-def _spread_by_score(groups: Mapping[str, list[Mapping[str, Any]]], seed: int) -> list[str]:
-    """Photographs by their advisors and from low to high score, shuffled within bands of ten.
+def _spread_by_score(
+    groups: Mapping[str, list[Mapping[str, Any]]], seed: int, band: int = 10
+) -> list[str]:
+    """Photographs by their advisors and from low to high score, shuffled within each ``band``.
 
     Dealing along this order gives each part its share of every band.
     """
@@ -167,15 +232,15 @@ def _spread_by_score(groups: Mapping[str, list[Mapping[str, Any]]], seed: int) -
         return sorted({str(r.get("advisor") or "") for r in groups[photograph]})
 
     ranked = sorted(groups, key=lambda group: (advisors(group), score(group), draw(group)))
-    bands = [ranked[start : start + 10] for start in range(0, len(ranked), 10)]
-    return [photograph for band in bands for photograph in sorted(band, key=draw)]
+    bands = [ranked[start : start + band] for start in range(0, len(ranked), band)]
+    return [photograph for near in bands for photograph in sorted(near, key=draw)]
 
 
-def _interleave(counts: Mapping[str, int]) -> list[str]:
-    """A sequence with ``counts[part]`` of each part, each as evenly spaced as it can be."""
+def _interleave(counts: Mapping[Place, int]) -> list[Place]:
+    """A sequence with ``counts[place]`` of each place, each as evenly spaced as it can be."""
     slots = [
-        ((index + 0.5) / count, PARTS.index(part), part)
-        for part, count in counts.items()
+        ((index + 0.5) / count, rank, place)
+        for rank, (place, count) in enumerate(counts.items())
         for index in range(count)
     ]
-    return [part for _, _, part in sorted(slots)]
+    return [place for _, _, place in sorted(slots)]

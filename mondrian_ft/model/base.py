@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +12,8 @@ from typing import Any
 
 from ..errors import ModelError
 from .backend import default_dtype, mx, nn
+from .encoder import Encoder
 from .qwen3_vl import Qwen3VL
-
-# transformers announces on import that torch is missing; it is missing on purpose.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 QUANTIZATION_GROUP = 64
 
@@ -62,57 +59,32 @@ class Base:
         return self.backbone.model
 
     @cached_property
-    def end_tokens(self) -> frozenset[int]:
-        """Token ids that end an answer."""
-        ends = {self.tokenizer.eos_token_id}
-        for file in ("config.json", "generation_config.json"):
-            if (self.folder / file).is_file():
-                settings = json.loads((self.folder / file).read_text())
-                found = settings.get("eos_token_id")
-                ends |= set(found) if isinstance(found, list) else {found}
-        return frozenset(int(token) for token in ends if token is not None)
+    def encoder(self) -> Encoder:
+        """Texts to token ids, by the model's tokenizer and chat template."""
+        name = self.identity.name
+        return Encoder(self.tokenizer, self.backbone.image_token, self.folder, name)
 
-    @cached_property
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """See `Encoder.end_tokens`."""
+        return self.encoder.end_tokens
+
+    @property
     def pad_token(self) -> int:
-        """Token id that fills rows on the right; it is never attended to by a real token."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else next(iter(self.end_tokens)))
+        """See `Encoder.pad_token`."""
+        return self.encoder.pad_token
 
     def prompt_tokens(self, prompt: str, image_tokens: int) -> list[int]:
-        """Token ids of one user turn: the picture, then the prompt, then the assistant's opening.
-
-        Args:
-            prompt: the text as ``data.prompt`` built it.
-            image_tokens: how many tokens the picture takes.
-        """
-        messages = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        ]
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        places = [at for at, token in enumerate(ids) if token == self.backbone.image_token]
-        if len(places) != 1:
-            raise ModelError(
-                f"the chat template of {self.identity.name} makes {len(places)} image places of "
-                "one picture; mondrian_ft needs a template for pictures, so use an -Instruct model"
-            )
-        at = places[0]
-        return [*ids[:at], *[self.backbone.image_token] * image_tokens, *ids[at + 1 :]]
+        """See `Encoder.prompt_tokens`."""
+        return self.encoder.prompt_tokens(prompt, image_tokens)
 
     def answer_tokens(self, answer: str) -> list[int]:
-        """Token ids of an answer and the token that ends it."""
-        return [
-            *self.tokenizer.encode(answer, add_special_tokens=False),
-            int(self.tokenizer.eos_token_id),
-        ]
+        """See `Encoder.answer_tokens`."""
+        return self.encoder.answer_tokens(answer)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens, without special tokens."""
-        return self.tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """See `Encoder.text`."""
+        return self.encoder.text(tokens)
 
 
 def load_base(
@@ -156,6 +128,29 @@ def load_base(
     return Base(Qwen3VL(model), processor.tokenizer, processor.image_processor, identity, folder)
 
 
+def load_encoder(path: str | Path, *, name: str | None = None) -> Encoder:
+    """The part of a base model that turns texts into tokens; nothing is downloaded.
+
+    Args:
+        path: a folder, or a Hugging Face id that was downloaded before.
+        name: what to call the model in errors; None for the path as it was given.
+
+    Raises:
+        ModelError: the model is not here, or its folder lacks a file.
+    """
+    folder = _resolve(path, download=False)
+    name = name or str(path)
+    _check_folder(folder, name)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        image_token = int(json.loads((folder / "config.json").read_text())["image_token_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{name} has no tokenizer in {folder}: {_first_line(error)}") from error
+    return Encoder(tokenizer, image_token, folder, name)
+
+
 def weights_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits that tell one base from another without reading all of it.
 
@@ -176,8 +171,8 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _resolve(path: str | Path) -> Path:
-    """The model's folder, downloaded if it has to be."""
+def _resolve(path: str | Path, *, download: bool = True) -> Path:
+    """The model's folder, downloaded if it has to be and ``download`` allows it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -190,6 +185,14 @@ def _resolve(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+    if not download:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            found = snapshot_download(str(path), allow_patterns=patterns, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise ModelError(f"{path} has not been downloaded yet") from None
+        return Path(found)
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:  # its errors and those of its HTTP client have no common base

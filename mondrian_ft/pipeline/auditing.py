@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..data.rows import load_json
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..files import atomic_write_json
 from . import rows
 from .words import command
@@ -14,6 +14,7 @@ from .words import command
 if TYPE_CHECKING:
     from ..config import Config
     from ..data.audit import Audit, Entry
+    from ..model.encoder import Encoder
     from ..run import Run
 
 
@@ -38,12 +39,14 @@ def audit(config: Config, run: Run) -> None:
     manifest = load_json(
         path if config.data.manifest is None else _path(config.data.manifest), "manifest"
     )
-    entries = entries_of_manifest(manifest, advisor_id(config.data.advisor))
+    entries = entries_of_manifest(
+        manifest, advisor_id(config.data.advisor), dimension_map=config.data.dimension_map
+    )
     if not entries:
         raise DataError(
             f"The manifest has no rows of {config.data.advisor or 'any advisor'}; run task=link."
         )
-    found = _look(config, run, entries)
+    found = _look(config, run, entries, _encoder(config, run))
     atomic_write_json(folder / "audit.json", found.as_dict())
     page = audit_page.write(
         found, entries, folder / "audit.html", advisor=config.data.advisor, settings=_facts(run)
@@ -77,7 +80,9 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
     from ..data.store import advisor_id
 
     content = load_json(_path(manifest), "manifest")
-    entries = entries_of_manifest(content, advisor_id(config.data.advisor))
+    entries = entries_of_manifest(
+        content, advisor_id(config.data.advisor), dimension_map=config.data.dimension_map
+    )
     dropped = rows_to_drop(entries, config.data.drop)
     counts = Counter(dropped.values())
     told = ", ".join(f"{counts[name]} {name}" for name in config.data.drop)
@@ -93,7 +98,19 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
     return dropped
 
 
-def _look(config: Config, run: Run, entries: list[Entry]) -> Audit:
+def _encoder(config: Config, run: Run) -> Encoder | None:
+    """What counts tokens; None, and a notice, while the model is not on this machine."""
+    from ..model.base import load_encoder
+    from ..sample import model_dir
+
+    try:
+        return load_encoder(config.model.path or model_dir())
+    except ModelError as error:
+        run.warn(f"the rows' tokens are not counted: {error}")
+        return None
+
+
+def _look(config: Config, run: Run, entries: list[Entry], encoder: Encoder | None = None) -> Audit:
     from ..data.audit import audit as look
 
     with run.console.status("comparing photographs") as status:
@@ -102,6 +119,7 @@ def _look(config: Config, run: Run, entries: list[Entry]) -> Audit:
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
             progress=lambda done: status.update(f"comparing photographs: {done}"),
+            encoder=encoder,
         )
 
 

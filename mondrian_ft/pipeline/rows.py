@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..data.dataset import load_prepared, part_path
+from ..data.dataset import Prepared, load_prepared, part_path
 from ..data.dataset import prepare as prepare_rows
 from ..data.link import MANIFEST_NAME, NoUsableRows, link_into
 from ..data.rows import Row, check_disjoint, data_lock, read_rows
+from ..errors import DataError
 from ..report import screen
 
 if TYPE_CHECKING:
@@ -86,12 +87,17 @@ def prepare(config: Config, run: Run) -> Parts:
         test_split=data.test_split,
         seed=data.seed,
         output_dir=folder,
+        folds=data.folds,
         limit=data.limit,
+        dimension_map=data.dimension_map,
         leave_out=dropped,
         strip_prompt_example=data.prompt_example.value == "strip",
         cache=PERCEPTUAL_HASHES.absolute(),
     )
-    parts = _parts(prepared, folder, data.advisor)
+    for name, rows in prepared.meta["mapped_dimensions"].items():
+        if not rows:
+            run.warn(f"data.dimension_map names {name}, which is a dimension of no row")
+    parts = _parts(config, run, prepared, folder)
     counts = ", ".join(f"{len(getattr(parts, part))} {part}" for part in PARTS)
     run.record(rows={part: len(getattr(parts, part)) for part in PARTS}, data_lock=parts.lock)
     run.console.print(f"Prepared {counts}, split by photograph.", markup=False)
@@ -118,7 +124,7 @@ def load(config: Config, run: Run) -> Parts:
             # Nothing was prepared that could be meant, so this run prepares for itself.
             return linked_and_prepared(config, run)
         parts = _parts(
-            load_prepared(data.output_dir, data.advisor), Path(data.output_dir), data.advisor
+            config, run, load_prepared(data.output_dir, data.advisor), Path(data.output_dir)
         )
     else:
         prepared = None
@@ -140,16 +146,32 @@ def load(config: Config, run: Run) -> Parts:
     return parts
 
 
-def _parts(prepared: Any, folder: Path, advisor: str | None) -> Parts:
-
-    judged = "test" if prepared.test else "val"
-    return Parts(
-        prepared.train,
-        prepared.val,
-        prepared.test,
-        prepared.meta["data_lock"],
-        str(part_path(folder, advisor, judged)),
+def _parts(config: Config, run: Run, prepared: Prepared, folder: Path) -> Parts:
+    """The prepared parts, or those that ``data.fold`` makes of training and validation rows."""
+    advisor, fold = config.data.advisor, config.data.fold
+    judged = str(part_path(folder, advisor, "test" if prepared.test else "val"))
+    if fold is None:
+        return Parts(
+            prepared.train, prepared.val, prepared.test, prepared.meta["data_lock"], judged
+        )
+    count = config.data.folds
+    if prepared.meta.get("folds") != count:
+        was = prepared.meta.get("folds") or "no"
+        raise DataError(
+            f"The rows in {folder} were prepared with {was} folds, but data.folds is {count}; run "
+            f"task=prepare with data.folds={count}."
+        )
+    inside = [*prepared.train, *prepared.val]
+    named = {
+        "train": [row for row in inside if row.fold != fold],
+        "val": [row for row in inside if row.fold == fold],
+        "test": prepared.test,
+    }
+    check_disjoint(named)
+    run.console.print(
+        f"Fold {fold} of 0 to {count - 1 if count else 0} is the validation part.", markup=False
     )
+    return Parts(**named, lock=data_lock(named), source=judged)
 
 
 def data_dir(config: Config, run: Run) -> Path:

@@ -131,6 +131,7 @@ def dimension_chart(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The other measurements, as (name, value)."""
     tokens = facts["image_tokens"]
+    counted = facts["tokens"]
     sets = facts["dimension_sets"]
     return [
         ("Different score vectors", f"{facts['score_vectors']}"),
@@ -144,6 +145,15 @@ def figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{name} {n}" for name, n in facts["rows_per_advisor"].items()),
         ),
         ("Image tokens", f"{_range(tokens)}; uncapped up to {tokens['max_uncapped']:,}"),
+        *[
+            (heading, _range(counted[part]))
+            for heading, part in (
+                ("Tokens of a prompt", "prompt"),
+                ("Tokens of an answer", "answer"),
+                ("Tokens of a row", "row"),
+            )
+            if counted
+        ],
         ("Characters of an analysis", _range(facts["analysis_characters"])),
         ("Characters of a prompt", _range(facts["prompt_characters"])),
     ]

@@ -69,6 +69,12 @@ def show(
         f"analysis has {letters['min']} to {letters['max']} characters.",
         markup=False,
     )
+    if counted := facts["tokens"]:
+        told = ", ".join(
+            f"{counted[part]['min']} to {counted[part]['max']} for the {name}"
+            for part, name in (("prompt", "prompt"), ("answer", "answer"), ("row", "whole row"))
+        )
+        console.print(f"In tokens, as it will be trained: {told}.", markup=False)
     console.print()
     console.print(plain(found.verdict.sentence), style="bold", markup=False)
     rest = found.verdict.paragraph.removeprefix(found.verdict.sentence).strip()

@@ -11,8 +11,10 @@ from mondrian_ft.data.critique import (
     CritiqueError,
     Flaw,
     parse_analysis,
+    rename_dimensions,
     render,
     strict_format_error,
+    validate,
 )
 from mondrian_ft.data.reasons import Reason
 
@@ -208,3 +210,29 @@ def test_real_files_and_responses():
             good += 1
             assert parse_analysis(render(parsed.critique)).critique == parsed.critique
     assert (good, len(reasons), len(lines)) == (9, 8, 17)
+
+
+def test_dimensions_get_the_names_they_are_told_to_have():
+    """Other eras' names become today's; what is left out is gone, and nothing else changes."""
+    value = critique(7)
+    value["dimensions"][0]["name"] = "Framing"
+    value["dimensions"].append({"name": "Subject Matter", "score": 3})
+    read = validate(value, partial=True)
+    names: dict[str, str | None] = {" framing": "Composition", "Subject Matter": None, "Mood": "X"}
+    renamed, met = rename_dimensions(read, names)
+    assert met == [" framing", "Subject Matter"]
+    assert renamed == validate(critique(7))
+    assert renamed.missing() == []
+    assert rename_dimensions(read, {}) == (read, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"Lighting": "Composition"}, "would be called Composition"),
+        (dict.fromkeys(DIMENSIONS), "none of its dimensions would be left"),
+    ],
+)
+def test_names_that_cannot_be_given_are_refused(names, told):
+    with pytest.raises(CritiqueError, match=told):
+        rename_dimensions(validate(critique(7)), names)

@@ -321,3 +321,53 @@ def test_analyses_with_a_byte_order_mark_are_prepared_like_any_other(world: Worl
         "\ufeff" + fenced(critique(3)), encoding="utf-8"
     )
     assert run(world, linked(world)).meta["total_examples"] == 8
+
+
+def test_folds_are_in_the_rows_the_lock_and_the_meta_file(world: World):
+    """A fold for every row outside the test part; more data leave the earlier folds as they are."""
+    fill(world, 14)
+    prepared = run(world, linked(world), folds=3)
+    dealt = {r.job_id: r.fold for r in [*prepared.train, *prepared.val]}
+    assert set(dealt.values()) == {0, 1, 2}
+    assert {r.fold for r in prepared.test} == {None}
+    assert prepared.meta["folds"] == 3
+    assert parts(load_prepared(world.output, "ansel")) == parts(prepared)
+    lock = json.loads((world.output / LOCK_NAME).read_text())["advisors"]["ansel"]["folds"]["3"]
+    assert lock == {r.image_sha256: r.fold for r in [*prepared.train, *prepared.val]}
+
+    for index in range(14, 20):
+        world.good(f"{index}-a", index, index % 9)
+    grown = run(world, linked(world), folds=3)
+    now = {r.job_id: r.fold for r in [*grown.train, *grown.val]}
+    assert {job: now[job] for job in dealt} == dealt
+    assert len(now) == len(dealt) + 6
+    # Another number of folds is another deal, and both are kept.
+    run(world, linked(world), folds=2)
+    kept = json.loads((world.output / LOCK_NAME).read_text())["advisors"]["ansel"]["folds"]
+    assert set(kept) == {"2", "3"}
+
+
+def test_a_fold_that_is_no_number_is_said(world: World):
+    fill(world)
+    run(world, linked(world), folds=2)
+    path = part_path(world.output, "ansel", "train")
+    path.write_text(path.read_text().replace('"fold": 1', '"fold": "one"'))
+    with pytest.raises(DataError, match="has 'one' as `fold`"):
+        load_prepared(world.output, "ansel")
+
+
+def test_other_eras_dimensions_are_called_as_the_config_says(world: World):
+    """Eight names become seven; the rows that were changed are counted, and a misfit is named."""
+    fill(world)
+    value = critique(6)
+    value["dimensions"].append({**value["dimensions"][0], "name": "Subject Isolation"})
+    (world.analyses / "analysis-ansel-0-a.md").write_text(fenced(value))
+    manifest = linked(world)
+    plain = run(world, manifest)
+    assert len(plain.meta["dimensions"]) == 2
+    mapped = run(world, manifest, dimension_map={"subject isolation": None, "Mood": "X"})
+    assert mapped.meta["mapped_dimensions"] == {"subject isolation": 1, "Mood": 0}
+    assert len(mapped.meta["dimensions"]) == 1
+    assert mapped.meta["data_lock"] != plain.meta["data_lock"]
+    with pytest.raises(DataError, match=r"data\.dimension_map does not fit job 0-a: two of its"):
+        run(world, manifest, dimension_map={"Subject Isolation": "Lighting"})

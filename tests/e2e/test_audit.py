@@ -87,3 +87,39 @@ def test_drop_and_strip(world: World) -> None:
     assert "data.drop=thinking_text leaves none of the 1 rows" in refused(emptied)
     wrong = command("task=prepare", "data.drop=[template_score]", cwd=world.cwd)
     assert "did you mean template_scores?" in refused(wrong, 2)
+
+
+def test_tokens_are_counted_as_they_will_be_trained(world: World) -> None:
+    """What the audit says a row costs is what training then takes."""
+    succeed("task=audit", *MINE, cwd=world.cwd)
+    counted = read_json(run_folders(world.cwd)[-1] / "data" / "audit.json")["facts"]["tokens"]
+    from mondrian_ft.data.batches import encode
+    from mondrian_ft.data.pixels import PixelSettings
+    from mondrian_ft.data.rows import read_rows
+    from mondrian_ft.model.base import load_base, load_encoder
+    from mondrian_ft.sample import model_dir
+
+    succeed("task=prepare", *MINE, "data.output_dir=./rows", cwd=world.cwd)
+    base, light = load_base(model_dir()), load_encoder(model_dir())
+    settings = PixelSettings(3_136, 1_310_720)
+    lengths = {}
+    for part in ("train", "val"):
+        for row in read_rows(world.cwd / "rows" / f"training_data_ansel_{part}.json"):
+            example = encode(row, base, base.image_processor, settings, base.backbone.image_token)
+            lengths[row.job_id] = len(example.tokens)
+            assert light.prompt_tokens(row.prompt, 3) == base.prompt_tokens(row.prompt, 3)
+            assert light.answer_tokens(row.response) == base.answer_tokens(row.response)
+    assert counted["row"]["max"] == max(lengths.values()) == lengths[counted["longest_row"]]
+    assert counted["row"]["min"] == min(lengths.values())
+
+
+def test_an_audit_does_not_download_the_model(world: World) -> None:
+    """Without the model the tokens are not counted, which is said, and all else is."""
+    done = succeed("task=audit", *MINE, "model.path=nobody/nothing-4b", cwd=world.cwd)
+    assert (
+        "the rows' tokens are not counted: nobody/nothing-4b has not been downloaded"
+        in " ".join(done.stderr.split())
+    )
+    folder = run_folders(world.cwd)[-1] / "data"
+    assert read_json(folder / "audit.json")["facts"]["tokens"] is None
+    assert (folder / "audit.html").is_file()

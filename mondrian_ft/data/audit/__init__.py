@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..batches import Encoder
+from ..critique import render
 from ..droppable import DROPPABLE
 from . import labels, pictures, prompts, texts
 from .entries import Entry, entries_of_manifest, entries_of_rows
@@ -75,6 +77,7 @@ def audit(
     min_pixels: int,
     max_pixels: int,
     progress: Callable[[int], Any] = lambda done: None,
+    encoder: Encoder | None = None,
 ) -> Audit:
     """Look at rows in every way there is.
 
@@ -82,6 +85,7 @@ def audit(
         entries: from `entries_of_manifest` or `entries_of_rows`.
         min_pixels, max_pixels: bounds on a photograph as the model sees it, for its tokens.
         progress: told how many photographs have been compared.
+        encoder: counts the rows' tokens; None leaves ``facts["tokens"]`` empty.
     """
     alike = pictures.groups_alike(entries, progress)
     looks = {name: look(entries) for name, look in SIMPLE.items()}
@@ -96,7 +100,37 @@ def audit(
         informative=pictures.independent(informative, alike),
         informative_rows=len(informative),
     )
-    return Audit(found, _facts(entries, alike, min_pixels, max_pixels), verdict)
+    facts = _facts(entries, alike, min_pixels, max_pixels)
+    facts["tokens"] = token_facts(entries, encoder, min_pixels, max_pixels) if encoder else None
+    return Audit(found, facts, verdict)
+
+
+def token_facts(
+    entries: Sequence[Entry], encoder: Encoder, min_pixels: int, max_pixels: int
+) -> dict[str, Any]:
+    """Tokens of the rows that have a critique: ``prompt`` (the picture's left out), ``image``,
+    ``answer`` (its end included) and ``row``, each as `pictures.spread`; ``longest_row`` is its id.
+    """
+    prompts: dict[str, int] = {}
+    counts: dict[str, list[int]] = {"prompt": [], "image": [], "answer": [], "row": []}
+    longest = (0, "")
+    for entry in entries:
+        size = entry.size or pictures.measure(entry.image)
+        if entry.critique is None or size is None:
+            continue
+        if entry.prompt not in prompts:
+            prompts[entry.prompt] = len(encoder.prompt_tokens(entry.prompt, 0))
+        parts = {
+            "prompt": prompts[entry.prompt],
+            "image": pictures.image_tokens(*size, min_pixels, max_pixels),
+            "answer": len(encoder.answer_tokens(render(entry.critique))),
+        }
+        parts["row"] = sum(parts.values())
+        for part, tokens in parts.items():
+            counts[part].append(tokens)
+        longest = max(longest, (parts["row"], entry.job_id))
+    spreads = {part: pictures.spread(values) for part, values in counts.items()}
+    return {**spreads, "longest_row": longest[1]}
 
 
 def rows_to_drop(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..critique import Critique, CritiqueError, parse_analysis
+from ..critique import Critique, CritiqueError, parse_analysis, rename_dimensions
 from ..prompt import build_prompt
 from ..rows import Row
 
@@ -45,8 +45,15 @@ class Entry:
         return tuple(d.score for d in self.critique.dimensions) if self.critique else ()
 
 
-def entries_of_manifest(manifest: Mapping[str, Any], advisor: str | None = None) -> list[Entry]:
+def entries_of_manifest(
+    manifest: Mapping[str, Any],
+    advisor: str | None = None,
+    *,
+    dimension_map: Mapping[str, str | None] | None = None,
+) -> list[Entry]:
     """An entry for every record of a linked manifest, of one advisor or of all (None).
+
+    The dimensions are called as ``dimension_map`` says; see `critique.rename_dimensions`.
 
     An analysis that is gone or unreadable gives an entry without a critique; it is never skipped.
 
@@ -59,7 +66,8 @@ def entries_of_manifest(manifest: Mapping[str, Any], advisor: str | None = None)
         for name, group in manifest["by_advisor"].items():
             if advisor is not None and name != advisor:
                 continue
-            entries += [_entry(record, name, prompts) for record in group["records"]]
+            found = [_entry(record, name, prompts) for record in group["records"]]
+            entries += [_mapped(entry, dimension_map or {}) for entry in found]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"The manifest is malformed ({error!r}); run task=link again.") from None
     return entries
@@ -105,6 +113,16 @@ def _entry(record: Mapping[str, Any], advisor: str, prompts: Mapping[str, Any]) 
         # What linking had to repair may be gone from the text that it stored.
         mends=tuple(dict.fromkeys([*(record.get("mends") or ()), *read[2]])),
     )
+
+
+def _mapped(entry: Entry, dimension_map: Mapping[str, str | None]) -> Entry:
+    if entry.critique is None:
+        return entry
+    try:
+        critique, _ = rename_dimensions(entry.critique, dimension_map)
+    except CritiqueError as error:
+        return replace(entry, critique=None, problem=f"data.dimension_map does not fit: {error}")
+    return replace(entry, critique=critique)
 
 
 def _read(text: str) -> tuple[Critique | None, str, tuple[str, ...]]:

@@ -96,7 +96,7 @@ def image_tokens(width: int, height: int, min_pixels: int, max_pixels: int) -> i
 
 def picture_facts(entries: Sequence[Entry], min_pixels: int, max_pixels: int) -> dict[str, Any]:
     """Rows per photograph and advisor, and image tokens: smallest, middle, largest, uncapped."""
-    sizes = {e.photograph: size for e in entries if (size := e.size or _measure(e.image))}
+    sizes = {e.photograph: size for e in entries if (size := e.size or measure(e.image))}
     tokens = sorted(image_tokens(*size, min_pixels, max_pixels) for size in sizes.values())
     uncapped = [image_tokens(*size, min_pixels, 10**12) for size in sizes.values()]
     per = Counter(Counter(entry.photograph for entry in entries).values())
@@ -131,7 +131,7 @@ def _by(entries: Sequence[Entry], key: Callable[[Entry], Any]) -> list[list[Entr
     return list(groups.values())
 
 
-def _measure(path: Path) -> tuple[int, int] | None:
+def measure(path: Path) -> tuple[int, int] | None:
     """Width and height from the file's header. Sideways or upright, the tokens are as many."""
     from PIL import Image
 
