@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,13 +66,13 @@ def show(
     console.print(dimensions_table(found))
     tokens, letters = facts["image_tokens"], facts["analysis_characters"]
     console.print(
-        f"\nA photograph costs the model {tokens['min']} to {tokens['max']} image tokens; an "
-        f"analysis has {letters['min']} to {letters['max']} characters.",
+        f"\nA photograph costs the model {_span(tokens)} image tokens; an analysis has "
+        f"{_span(letters)} characters.",
         markup=False,
     )
     if counted := facts["tokens"]:
         told = ", ".join(
-            f"{counted[part]['min']} to {counted[part]['max']} for the {name}"
+            f"{_span(counted[part])} for the {name}"
             for part, name in (("prompt", "prompt"), ("answer", "answer"), ("row", "whole row"))
         )
         console.print(f"In tokens, as it will be trained: {told}.", markup=False)
@@ -90,3 +91,8 @@ def show(
             soft_wrap=True,
             markup=False,
         )
+
+
+def _span(spread: Mapping[str, int]) -> str:
+    least, most = spread["min"], spread["max"]
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
