@@ -391,10 +391,11 @@ def stretches(row: Row, decode: Decode, control: frozenset[int]) -> Iterator[dic
             head = EDGE if kind is Kind.trained or at == 0 else 0
             parts = [(texts, False)]
             if len(texts) > whole:
+                tail = _word_start(texts, len(texts) - EDGE)
                 parts = [
                     (texts[:head], False),
-                    (texts[head : len(texts) - EDGE], True),
-                    (texts[len(texts) - EDGE :], False),
+                    (texts[head:tail], True),
+                    (texts[tail:], False),
                 ]
             folded = [
                 {
@@ -483,9 +484,18 @@ def _spelt(text: str) -> str:
     return "".join(written) or "<u>(nothing)</u>"
 
 
+def _word_start(found: Sequence[Piece], at: int) -> int:
+    """Where the word begins that piece ``at`` belongs to, if it is near: half words confuse."""
+    for place in range(at, max(0, at - EDGE // 2), -1):
+        if found[place].text[:1].isspace() or found[place - 1].text[-1:].isspace():
+            return place
+    return at
+
+
 def _hint(found: Sequence[Piece]) -> str:
-    """How a folded stretch begins, on one line."""
+    """How a folded stretch begins, on one line, without what cannot be seen."""
     text = " ".join("".join(piece.text for piece in found[:40]).split())
+    text = "".join(sign for sign in text if unicodedata.category(sign)[0] != "C")
     return text if len(text) <= 64 else f"{text[:63].rstrip()}…"
 
 

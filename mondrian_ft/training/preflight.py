@@ -50,7 +50,7 @@ class Check(StrEnum):
     start = "what is trained begins with {"
     end = "the token that ends the answer is trained, as the last one"
     special = "no control token stands inside the answer"
-    image = "there are as many image tokens as the picture has pieces"
+    image = "there are as many image tokens as the picture has squares"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def batch_faults(base: Base, batch: Batch) -> list[Fault]:
             fault(
                 Check.image,
                 f"it holds {images} image tokens, but its picture has {example.pixels.tokens} "
-                f"pieces; take {base.tokenizer.decode([base.backbone.image_token])} out of its "
+                f"squares; take {base.tokenizer.decode([base.backbone.image_token])} out of its "
                 "prompt and response",
             )
     return found
