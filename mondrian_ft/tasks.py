@@ -91,7 +91,7 @@ class Prepare(Task):
 
 @dataclass
 class Inspect(Task):
-    """The batches that training would get, as a page: pictures, tokens, and what is trained."""
+    """The batches that training would get, as a page: pictures, tokens, what is trained."""
 
     batches: int | None = 4
     """Batches of the first epoch to show, 0 or more; null shows them all. The longest and the

@@ -237,7 +237,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = wording.count
+    environment.filters |= {"count": wording.count, "thousands": _thousands}
     sheets = [
         environment.loader.get_source(environment, name)[0]  # type: ignore[union-attr]
         for name in ("report.css", "inspect.css")
@@ -273,7 +273,7 @@ def render(
         said=outcome(found, len(failed)),
         legend=[(kind, NAMES[kind], words) for kind, words in LEGEND],
         counts=[
-            ("training rows", f"{found['rows']:,}"),
+            ("training rows", _thousands(found["rows"])),
             ("tokens in a row", _span(found["tokens"])),
             ("of the tokens are trained", wording.percent(found["trained_share"])),
             ("of the batches is padding", wording.percent(found["padding_share"])),
@@ -337,7 +337,7 @@ def outcome(found: Mapping[str, Any], failed: int) -> str:
         )
     return (
         f"{shown} All of them passed every check: each answer begins at {{, each end is trained, "
-        f"and of {tokens:,} tokens {trained:,} are trained."
+        f"and of {_thousands(tokens)} tokens {_thousands(trained)} are trained."
     )
 
 
@@ -501,7 +501,12 @@ def _hint(found: Sequence[Piece]) -> str:
 
 def _span(values: Mapping[str, int]) -> str:
     low, high = values["min"], values["max"]
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    return _thousands(low) if low == high else f"{_thousands(low)}–{_thousands(high)}"
+
+
+def _thousands(number: int) -> str:
+    """With the narrow blanks of :func:`wording.count`."""
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def _file_size(path: Path) -> tuple[int, int] | None:

@@ -34,9 +34,13 @@ def spread_table(found: Mapping[str, Any]) -> Table:
 
 def show(console: Console, found: Mapping[str, Any], *, page: Path) -> None:
     """Print the table of a summary, its shares, its longest and shortest row, and the paths."""
-    rows = wording.count(found["rows"], "row")
-    batches = wording.count(found["batches"], "batch", "batches")
-    console.print(plain(f"\nThe first epoch: {rows} in {batches}."), style="bold", markup=False)
+    rows = "row" if found["rows"] == 1 else "rows"
+    batches = "batch" if found["batches"] == 1 else "batches"
+    console.print(
+        f"\nThe first epoch: {found['rows']:,} {rows} in {found['batches']:,} {batches}.",
+        style="bold",
+        markup=False,
+    )
     console.print(spread_table(found))
     shares = [plain(wording.percent(found[key])) for key in ("trained_share", "padding_share")]
     console.print(
@@ -46,7 +50,7 @@ def show(console: Console, found: Mapping[str, Any], *, page: Path) -> None:
     for words, key, size in (("longest", "longest", "max"), ("shortest", "shortest", "min")):
         name = found[key].encode("ascii", "replace").decode()
         console.print(
-            plain(f"{words:<8} {name}, {wording.count(found['tokens'][size], 'token')}"),
+            f"{words:<8} {name}, {found['tokens'][size]:,} tokens",
             markup=False,
             soft_wrap=True,
         )

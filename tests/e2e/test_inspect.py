@@ -91,7 +91,10 @@ def test_it_is_what_training_gets(world: World) -> None:
 @pytest.mark.parametrize(
     ("response", "told"),
     [
-        ("The light is soft.", "are 'The light is', not the start of a JSON object"),
+        (
+            "The light is soft.",
+            "tokens are 'The light is soft', not the start of a JSON",
+        ),
         ('\n{"overall_score": 5}', "has to begin with {"),
         ('{"technical_notes": "a <|im_end|> inside"}', "its answer holds <|im_end|>"),
     ],
@@ -104,7 +107,7 @@ def test_a_wrong_answer_is_refused_and_shown(world: World, response: str, told: 
     done = command("task=inspect", *MINE, f"data.train_data={path}", cwd=world.cwd)
     sentence = refused(done)
     assert sentence.startswith(f"row {bad}: ")
-    assert told in sentence or response.startswith("The light")
+    assert told in sentence
     folder = run_folders(world.cwd)[-1]
     assert "1 of 8 rows did not pass" in sentence
     assert "inspect.html shows it" in sentence
@@ -131,11 +134,14 @@ def test_a_photograph_that_is_gone(world: World) -> None:
 
 
 def test_no_rows(world: World) -> None:
-    """An empty file, and a row that none is short enough for."""
+    """An empty file, and a split that gives training nothing."""
     path = world.cwd / "none.json"
     path.write_text("[]", encoding="utf-8")
     done = command("task=inspect", *MINE, f"data.train_data={path}", cwd=world.cwd)
     assert "holds no example" in refused(done)
+    shares = ("data.train_split=0", "data.val_split=0.5", "data.test_split=0.5")
+    done = command("task=inspect", "data=mondrian", "tracking=none", *shares, cwd=world.cwd)
+    assert "there are no rows to train on; give data.train_split a share" in refused(done)
 
 
 @pytest.mark.parametrize("value", ["-1", "some"])

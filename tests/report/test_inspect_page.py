@@ -271,7 +271,7 @@ def test_pictures_are_the_models_to_the_last_bit_or_said_to_be_smaller() -> None
     (picture,) = embedded(text)
     assert picture.size == (480, 240)
     assert "640 × 320 pixels" in text
-    assert "Shown here 480 pixels wide" in text
+    assert "Kept here 480 pixels wide" in text
     assert "20 × 10 squares = 200 image tokens" in text
 
 
