@@ -457,7 +457,10 @@ def _tokens_html(found: Sequence[Piece]) -> Markup:
         ]
         named = f' class="{" ".join(names)}"' if names else ""
         several = f' data-n="{piece.tokens}"' if piece.tokens > 1 else ""
-        written.append(f"<i{named}{several}>{_spelt(piece.text)}</i>")
+        spelt = _spelt(piece.text)
+        # A line breaks before a token and not within its frame, which would leave an empty one.
+        before = "<wbr>" if spelt.startswith("<wbr>") else ""
+        written.append(f"{before}<i{named}{several}>{spelt.removeprefix('<wbr>')}</i>")
     return Markup("".join(written))
 
 
