@@ -90,6 +90,26 @@ class Prepare(Task):
 
 
 @dataclass
+class Inspect(Task):
+    """The batches that training would get, as a page: pictures, tokens, what is trained."""
+
+    batches: int | None = 4
+    """Batches of the first epoch to show, 0 or more; null shows them all. The longest and the
+    shortest row are shown besides, and every row is checked."""
+
+    def __post_init__(self) -> None:
+        if self.batches is not None and self.batches < 0:
+            raise ConfigError(
+                f"task.batches is {self.batches}, but it must be 0 or more, or null for all."
+            )
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.inspect(self, config, run)
+
+
+@dataclass
 class Train(Task):
     """Prepared rows -> adapter directory."""
 
@@ -195,6 +215,7 @@ TASKS: dict[str, type[Task]] = {
     "link": Link,
     "audit": Audit,
     "prepare": Prepare,
+    "inspect": Inspect,
     "train": Train,
     "evaluate": Evaluate,
     "export": Export,

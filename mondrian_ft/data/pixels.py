@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +44,11 @@ class ImageProcessor(Protocol):
     patch_size: int
     temporal_patch_size: int
     merge_size: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
 
     def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]: ...
 
@@ -121,6 +127,29 @@ def to_pixels(photograph: Image, processor: ImageProcessor, settings: PixelSetti
     )
     t, h, w = (int(n) for n in output["image_grid_thw"][0])
     return Pixels(np.asarray(output["pixel_values"], np.float32), (t, h, w), processor.merge_size)
+
+
+def to_photograph(pixels: Pixels, processor: ImageProcessor) -> Image:
+    """The RGB picture that patches were made of: :func:`to_pixels` undone, but for the resizing.
+
+    What a person sees of it is what enters the vision tower, and nothing else: it is put together
+    from the patches, never read from the file.
+    """
+    import numpy as np
+    from PIL import Image
+
+    _, high, wide = pixels.grid
+    merge, side = pixels.merge, processor.patch_size
+    # The processor's order: blocks of merge x merge patches, row by row; in each patch the
+    # channels, then the frames. A photograph's frames are copies of each other, so one is enough.
+    shape = (high // merge, wide // merge, merge, merge, -1, processor.temporal_patch_size)
+    values = pixels.patches.reshape(*shape, side, side)[:, :, :, :, :, 0]
+    values = values.transpose(0, 2, 5, 1, 3, 6, 4).reshape(high * side, wide * side, -1)
+    if processor.do_normalize:
+        values = values * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
+    if processor.do_rescale:
+        values = values / processor.rescale_factor
+    return Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
 
 
 def fingerprint(processor: ImageProcessor, settings: PixelSettings) -> str:

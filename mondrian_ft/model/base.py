@@ -93,6 +93,7 @@ def load_base(
     name: str | None = None,
     dtype: str = "auto",
     quantize_bits: int | None = None,
+    lazy: bool = False,
 ) -> Base:
     """Load a base model.
 
@@ -101,6 +102,8 @@ def load_base(
         name: what to call it in records; None for the path as it was given.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize_bits: quantise the language model's matrices to 4 or 8 bits after loading.
+        lazy: leave the weights on the disk until something computes with them; texts and pictures
+            need none.
 
     Raises:
         ModelError: the folder does not exist or is incomplete, the hub cannot be reached, or the
@@ -112,7 +115,7 @@ def load_base(
     from mlx_vlm.utils import load_model, load_processor
 
     try:
-        model = load_model(folder)
+        model = load_model(folder, lazy=lazy)
         processor = load_processor(folder, add_detokenizer=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
@@ -121,7 +124,8 @@ def load_base(
     quantization = _quantize(model, quantize_bits, folder)
     model.freeze()
     model.eval()
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     identity = Identity(
         name, weights_fingerprint(folder), quantization, str(wanted).removeprefix("mlx.core.")
     )

@@ -90,6 +90,13 @@ def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
     rows.prepare(config, run)
 
 
+def inspect(task: tasks.Inspect, config: Config, run: Run) -> None:
+    """The batches that ``train`` would get, as a page and as JSON."""
+    from . import inspecting
+
+    inspecting.inspect(task, config, run)
+
+
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
     from . import auditing, rows, training

@@ -47,14 +47,18 @@ _WRITTEN = (
 """What a run leaves in its adapter directory."""
 
 
-def load_base_of(config: Config, run: Run) -> tuple[Base, FeatureStore]:
-    """The base model the config names, and a store for its view of photographs."""
+def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base, FeatureStore]:
+    """The base model the config names, and a store for its view of photographs.
+
+    ``lazy`` leaves the weights on the disk, for who only needs the tokenizer and the pictures.
+    """
     with run.console.status("loading the base model"):
         base = load_base(
             config.model.path or model_dir(),
             name=config.model.path or SAMPLE_NAME,
             dtype=config.model.dtype,
             quantize_bits=config.model.quantize_bits,
+            lazy=lazy,
         )
     run.record(base=asdict(base.identity), backend=describe())
     run.console.print(
@@ -96,6 +100,25 @@ def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> li
     return examples
 
 
+def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> BatchStream:
+    """The batches of a run: what the trainer gets, and what ``task=inspect`` shows.
+
+    Raises:
+        DataError: there are no rows, a photograph cannot be read, or every row is too long.
+    """
+    if not rows:
+        raise DataError("there are no rows to train on; give data.train_split a share")
+    examples = encode_rows(config, run, base, rows)
+    if not examples:
+        raise DataError("every training row is too long for the model; lower data.max_pixels")
+    return BatchStream(
+        examples,
+        batch_size=config.trainer.batch_size,
+        seed=config.trainer.seed,
+        pad_token=base.pad_token,
+    )
+
+
 def train(
     config: Config,
     run: Run,
@@ -106,18 +129,9 @@ def train(
 ) -> tuple[Adapter, float | None]:
     """Train, and write the adapter directory. Returns it and its validation loss."""
 
-    if not parts.train:
-        raise DataError("there are no rows to train on; give data.train_split a share")
-    examples = encode_rows(config, run, base, parts.train)
+    stream = training_stream(config, run, base, parts.train)
+    examples = stream.examples
     validation = encode_rows(config, run, base, parts.val)
-    if not examples:
-        raise DataError("every training row is too long for the model; lower data.max_pixels")
-    stream = BatchStream(
-        examples,
-        batch_size=config.trainer.batch_size,
-        seed=config.trainer.seed,
-        pad_token=base.pad_token,
-    )
     updates = -(-stream.per_epoch // config.trainer.accumulate)
     total = updates * config.trainer.epochs
     if config.trainer.max_steps is not None:

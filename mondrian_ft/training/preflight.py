@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from ..data.batches import Example, collate
+import numpy as np
+
+from ..data.batches import Batch, Example, collate, in_order
 from ..errors import TrainingError
 from ..model.backend import mx, number
 from ..model.base import Base
@@ -29,26 +33,98 @@ def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> di
         ``loss`` of a row with its own picture and ``loss_blank`` with an empty one, in nats.
 
     Raises:
-        TrainingError: an answer does not begin with ``{``, its end is not trained, a special token
-            stands inside it, the loss is not finite, or the picture changes nothing.
+        TrainingError: a row does not pass a :class:`Check`, the loss is not finite, or the picture
+            changes nothing.
+    """
+    for batch in in_order(examples, 1, base.pad_token):
+        for fault in batch_faults(base, batch):
+            raise TrainingError(fault.sentence)
+    return _picture_matters(base, examples[0], features)
+
+
+class Check(StrEnum):
+    """What is asked of every row of a batch, in the order it is asked."""
+
+    trained = "something is trained"
+    next = "each trained target is the token that comes next, without a gap"
+    start = "what is trained begins with {"
+    end = "the token that ends the answer is trained, as the last one"
+    special = "no control token stands inside the answer"
+    image = "there are as many image tokens as the picture has squares"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A check that a row of a batch did not pass.
+
+    Attributes:
+        row: the row's place in its batch.
+        check: which one.
+        sentence: what is wrong with which row, and what to do.
+    """
+
+    row: int
+    check: Check
+    sentence: str
+
+
+def batch_faults(base: Base, batch: Batch) -> list[Fault]:
+    """What is wrong with the tokens and targets of a batch, the arrays that the loss is taken over.
+
+    Nothing is asked of what the rows were made of: a mask is wrong in a batch or nowhere.
     """
     special = {base.backbone.image_token, *base.end_tokens, *base.tokenizer.all_special_ids}
-    for example in examples:
-        answer = example.tokens[example.prompt_length :]
-        if not base.text(answer[:4].tolist()).lstrip().startswith("{"):
-            raise TrainingError(
-                f"row {example.row.job_id}: the first trained tokens are "
-                f"{base.text(answer[:4].tolist())!r}, not the start of a JSON object"
+    found = []
+
+    def fault(check: Check, sentence: str) -> None:
+        found.append(Fault(row, check, f"row {example.row.job_id}: {sentence}"))
+
+    for row, example in enumerate(batch.examples):
+        where = np.flatnonzero(batch.targets[row] >= 0)
+        trained = batch.targets[row][where].tolist()
+        following = batch.tokens[row][where[0] + 1 : where[-1] + 2].tolist() if trained else []
+        images = int((batch.tokens[row] == base.backbone.image_token).sum())
+        inside = [token for token in trained[:-1] if token in special]
+        if not trained:
+            fault(
+                Check.trained,
+                "none of its tokens is trained, so it teaches nothing; see whether its response "
+                "is empty",
             )
-        if int(answer[-1]) not in base.end_tokens:
-            raise TrainingError(f"row {example.row.job_id}: the end of the answer is not trained")
-        for token in answer[:-1].tolist():
-            if token in special:
-                raise TrainingError(
-                    f"row {example.row.job_id}: its answer holds {base.tokenizer.decode([token])}, "
-                    "which the model takes for a sign of its own; take it out of the analysis"
-                )
-    return _picture_matters(base, examples[0], features)
+        elif trained != following:
+            fault(
+                Check.next,
+                f"the {len(trained)} trained targets are not the {len(following)} tokens that "
+                "follow each other there, which is a fault of the program; please report it",
+            )
+        # A token that spells { spells it first. Blanks before it are no part of the format.
+        elif not base.tokenizer.decode(trained[:1]).startswith("{"):
+            fault(
+                Check.start,
+                f"the first trained tokens are {base.tokenizer.decode(trained[:4])!r}, not the "
+                "start of a JSON object; its response has to begin with {",
+            )
+        if trained and trained[-1] not in base.end_tokens:
+            fault(
+                Check.end,
+                "the end of the answer is not trained (the last trained token is "
+                f"{base.tokenizer.decode(trained[-1:])!r}), so the model would not learn to stop; "
+                "use the tokenizer that the model came with",
+            )
+        if inside:
+            fault(
+                Check.special,
+                f"its answer holds {base.tokenizer.decode(inside[:1])}, which the model takes for "
+                "a sign of its own; take it out of the analysis",
+            )
+        if images != example.pixels.tokens:
+            fault(
+                Check.image,
+                f"it holds {images} image tokens, but its picture has {example.pixels.tokens} "
+                f"squares; take {base.tokenizer.decode([base.backbone.image_token])} out of its "
+                "prompt and response",
+            )
+    return found
 
 
 def _picture_matters(base: Base, example: Example, features: FeatureStore) -> dict[str, float]:

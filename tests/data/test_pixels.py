@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mondrian_ft.data import pixels
-from mondrian_ft.data.pixels import PixelSettings, fingerprint, open_photograph, to_pixels
+from mondrian_ft.data.pixels import (
+    PixelSettings,
+    fingerprint,
+    open_photograph,
+    to_photograph,
+    to_pixels,
+)
 from mondrian_ft.errors import DataError
 
 BOUNDS = PixelSettings(4096, 24576)
@@ -232,6 +238,28 @@ def test_patches_equal_mlx_vlms_processor(tmp_path, processor, size) -> None:
     assert ours.patches.shape[0] == t * h * w
     assert ours.tokens == t * h * w // 4
     assert BOUNDS.min_pixels <= h * w * 256 <= BOUNDS.max_pixels
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.48, 0.46, 0.41)])
+@pytest.mark.parametrize("size", [(64, 96), (160, 64), (128, 128)])
+def test_patches_become_the_picture_again(processor, monkeypatch, size, mean) -> None:
+    """To the last bit where nothing was resized, whatever the normalisation is."""
+    monkeypatch.setattr(processor, "image_mean", list(mean))
+    monkeypatch.setattr(processor, "image_std", [0.5, 0.27, 0.3])
+    noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    found = to_photograph(to_pixels(Image.fromarray(noise), processor, BOUNDS), processor)
+    assert found.mode == "RGB"
+    assert found.size == size
+    assert np.array_equal(np.asarray(found), noise)
+
+
+def test_a_picture_made_smaller_comes_back_small(processor) -> None:
+    """What is shown is what the model sees, not the file."""
+    found = to_photograph(to_pixels(picture(960, 640), processor, BOUNDS), processor)
+    assert found.size == (192, 128)
+    values = np.asarray(found).astype(int)
+    assert np.abs(values[5, 5] - (200, 30, 30)).max() <= 1
+    assert np.abs(values[-5, -5] - (220, 220, 90)).max() <= 1
 
 
 def test_the_bounds_are_obeyed(processor) -> None:

@@ -223,3 +223,22 @@ def test_end_and_pad_tokens(base) -> None:
     assert names == {"<|im_end|>", "<|endoftext|>"}
     assert base.tokenizer.decode([base.pad_token]) == "<|endoftext|>"
     assert np.isscalar(base.pad_token)
+
+
+def test_a_lazy_base_reads_no_weights_and_makes_the_same_tokens(lab, base) -> None:
+    """Looking at batches must not wait for gigabytes that nothing computes with."""
+    from mlx.utils import tree_flatten
+
+    from mondrian_ft.model.backend import mx
+
+    held: Any = tree_flatten(base.model.parameters())
+    weights = sum(value.nbytes for _, value in held)
+    before = mx.get_active_memory()
+    lazy = lab.load(lazy=True)
+    assert mx.get_active_memory() - before < weights / 100
+    assert lazy.identity == base.identity
+    assert lazy.prompt_tokens("Judge it.", 6) == base.prompt_tokens("Judge it.", 6)
+    assert lazy.answer_tokens('{"a": 1}') == base.answer_tokens('{"a": 1}')
+    before = mx.get_active_memory()
+    mx.eval(lazy.model.parameters())
+    assert mx.get_active_memory() - before > weights / 2

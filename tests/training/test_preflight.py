@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mondrian_ft.data.batches import Batch, collate
 from mondrian_ft.errors import TrainingError
 from mondrian_ft.model.features import FeatureStore
 from mondrian_ft.training import preflight
@@ -46,6 +47,53 @@ def test_wrong_masks_are_refused(lab, base, fault, sentence) -> None:
     with pytest.raises(TrainingError, match=sentence) as caught:
         preflight.check(base, examples, FeatureStore(base.backbone))
     assert "row2" in str(caught.value)
+
+
+def test_blanks_before_the_answer_are_refused(lab, base) -> None:
+    """A mask that begins one token early trains a line break first; it was once let through."""
+    examples = lab.examples(1)
+    early = dataclasses.replace(examples[0], prompt_length=examples[0].prompt_length - 1)
+    with pytest.raises(TrainingError, match=r"first trained tokens are '\\n\{") as caught:
+        preflight.check(base, [early], FeatureStore(base.backbone))
+    assert "has to begin with {" in str(caught.value)
+
+
+def spoilt(batch: Batch, base: Any, fault: str) -> Batch:
+    """A batch whose second row is wrong in its arrays, though its example is sound."""
+    tokens, targets = batch.tokens.copy(), batch.targets.copy()
+    where = np.flatnonzero(targets[1] >= 0)
+    if fault == "trained":
+        targets[1] = -1
+    elif fault == "gap":
+        targets[1, where[5]] = -1
+    elif fault == "shifted":
+        targets[1, where] = np.roll(targets[1, where], 1)
+    elif fault == "end":
+        targets[1, where[-1]] = -1
+    else:
+        tokens[1, batch.examples[1].image_start] = base.pad_token
+    return dataclasses.replace(batch, tokens=tokens, targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "sentence"),
+    [
+        ("trained", preflight.Check.trained, "none of its tokens is trained"),
+        ("gap", preflight.Check.next, "are not the"),
+        ("shifted", preflight.Check.next, "follow each other"),
+        ("end", preflight.Check.end, "would not learn to stop"),
+        ("image", preflight.Check.image, "but its picture has 8 squares"),
+    ],
+)
+def test_the_arrays_are_what_is_checked(lab, base, fault, check, sentence) -> None:
+    """Not the rows they were made of: the loss is taken over the arrays."""
+    sound = collate(lab.examples(2), [0, 1], base.pad_token)
+    assert preflight.batch_faults(base, sound) == []
+    found = preflight.batch_faults(base, spoilt(sound, base, fault))
+    assert {fault.row for fault in found} == {1}
+    assert found[0].check == check
+    assert found[0].sentence.startswith("row row1: ")
+    assert sentence in found[0].sentence
 
 
 def test_a_picture_that_changes_nothing_is_refused(lab, base) -> None:
