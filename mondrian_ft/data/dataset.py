@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import DataError, nearest
 from ..files import atomic_write_json
-from .critique import CritiqueError, Parsed, parse_analysis, render
+from .corrections import Correction, Corrections, Fit, Seen, analysis_hash, facts_of
+from .critique import Critique, CritiqueError, parse_analysis, render
 from .example import strip_example
 from .lock import locked_parts, new_entry, read_locks
 from .prompt import build_prompt, fingerprint
@@ -72,6 +73,7 @@ def prepare(
     output_dir: str | Path,
     limit: int | None = None,
     leave_out: Mapping[str, str] | None = None,
+    corrections: Corrections | None = None,
     strip_prompt_example: bool = False,
     cache: Path | None = None,
 ) -> Prepared:
@@ -86,6 +88,10 @@ def prepare(
         train_split, val_split, test_split: fractions of the photographs; see `split.assign`.
         limit: use only the first ``limit`` records.
         leave_out: job ids not to use, and the audit's finding that says so; ``meta["dropped"]``.
+        corrections: what a person decided: a corrected critique takes the place of the stored one,
+            rejected rows are left out (``meta["rejected"]``, each with its reason), and decisions
+            about what is another analysis or photograph by now are not applied
+            (``meta["corrections"]``).
         strip_prompt_example: take the scores out of filled examples in prompts.
         cache: a file that keeps perceptual hashes until the photographs change.
 
@@ -100,16 +106,24 @@ def prepare(
     source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
     content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
     dropped = dict(leave_out or {})
-    records = [r for r in _records(content, advisor, source) if r["job_id"] not in dropped][:limit]
+    found = _records(content, advisor, source)
+    fit = _fit(corrections, found, content)
+    out = {*dropped, *fit.rejected}
+    records = [record for record in found if record["job_id"] not in out][:limit]
     if not records:
-        raise DataError(f"data.drop leaves none of the {len(dropped)} rows; drop less.")
+        names = " and ".join(
+            (["data.drop"] if dropped else []) + (["the corrections"] if fit.rejected else [])
+        )
+        raise DataError(
+            f"Of the {len(found)} rows none is left by {names}; drop or reject fewer of them."
+        )
     prompts = content.get("prompts") or {}
     if strip_prompt_example:
         prompts = _stripped(prompts)
     rows: dict[str, Row] = {}
     facts: list[dict[str, Any]] = []
     for record in records:
-        row, parsed = _row(record, prompts)
+        row, critique = _row(record, prompts, fit.corrected.get(record["job_id"]))
         rows[row.job_id] = row
         facts.append(
             {
@@ -117,8 +131,8 @@ def prepare(
                 "advisor": row.advisor,
                 "image_sha256": row.image_sha256,
                 "shoot": record.get("shoot"),
-                "overall_score": parsed.critique.overall_score,
-                "dimensions": [dimension.name for dimension in parsed.critique.dimensions],
+                "overall_score": critique.overall_score,
+                "dimensions": [dimension.name for dimension in critique.dimensions],
             }
         )
     splits = {"train": train_split, "val": val_split, "test": test_split}
@@ -146,6 +160,11 @@ def prepare(
         "dimensions": _dimension_facts(facts),
         "longest_response": max(len(row.response) for row in rows.values()),
         "dropped": dropped,
+        "rejected": {
+            job: "rejected in review" + (f": {one.remark}" if one.remark.strip() else "")
+            for job, one in fit.rejected.items()
+        },
+        "corrections": facts_of(corrections, fit) if corrections else None,
         "data_lock": data_lock(dealt),
     }
     prepared = Prepared(**dealt, meta=meta)
@@ -211,23 +230,56 @@ def _records(
     return found
 
 
-def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Parsed]:
+def _row(
+    record: Mapping[str, Any], prompts: Mapping[str, Any], correction: Correction | None
+) -> tuple[Row, Critique]:
     job, path = str(record["job_id"]), Path(record["image_path"]).absolute()
     analysis = Path(record["analysis_path"])
     sha256 = hash_photograph(path, f"job {job}")
     if sha256 != record.get("image_sha256", sha256):
         raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
     try:
-        parsed = parse_analysis(analysis.read_bytes().decode("utf-8-sig"), partial=True)
+        critique = parse_analysis(_text(analysis), partial=True).critique
     except (OSError, UnicodeDecodeError, CritiqueError) as error:
         raise DataError(
             f"The analysis {analysis} of job {job} can no longer be used: {error} "
             "Run task=link again."
         ) from error
+    if correction and correction.critique:
+        critique = correction.critique
     known = prompts.get(record.get("prompt_id", ""))
     prompt = known["text"] if known else build_prompt(None, record["advisor"])[0]
-    row = Row(job, str(record["advisor"]), path, prompt, render(parsed.critique), sha256)
-    return row, parsed
+    return Row(job, str(record["advisor"]), path, prompt, render(critique), sha256), critique
+
+
+def _text(analysis: Path) -> str:
+    return analysis.read_bytes().decode("utf-8-sig")
+
+
+def _fit(
+    corrections: Corrections | None, records: Sequence[dict[str, Any]], content: Mapping[str, Any]
+) -> Fit:
+    """The decisions that hold for these records; none without corrections."""
+    if corrections is None:
+        return Fit()
+    known = {
+        str(record["job_id"])
+        for group in content["by_advisor"].values()
+        for record in group["records"]
+    }
+    decided = [record for record in records if record["job_id"] in corrections.latest]
+    return corrections.fit(map(_seen, decided), known)
+
+
+def _seen(record: Mapping[str, Any]) -> Seen:
+    """A record as a reviewer met it, see `audit.Entry.seen`; what is gone was never seen so."""
+    job, image = record["job_id"], Path(record["image_path"]).absolute()
+    try:
+        text = _text(Path(record["analysis_path"]))
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    sha256 = record.get("image_sha256") or hash_photograph(image, f"job {job}")
+    return Seen(job, sha256, analysis_hash(text))
 
 
 def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:

@@ -90,6 +90,13 @@ def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
     rows.prepare(config, run)
 
 
+def review(task: tasks.Review, config: Config, run: Run) -> None:
+    """A page to accept, correct or reject labels, until Ctrl-C."""
+    from . import reviewing
+
+    reviewing.review(task, config, run)
+
+
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
     from . import auditing, rows, training

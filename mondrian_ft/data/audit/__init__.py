@@ -13,7 +13,7 @@ from typing import Any
 
 from ..droppable import DROPPABLE
 from . import labels, pictures, prompts, texts
-from .entries import Entry, entries_of_manifest, entries_of_rows
+from .entries import Entry, corrected, entries_of_manifest, entries_of_rows, jobs_of
 from .findings import Finding
 from .verdict import Verdict, judge
 
@@ -23,8 +23,10 @@ __all__ = [
     "Entry",
     "Finding",
     "audit",
+    "corrected",
     "entries_of_manifest",
     "entries_of_rows",
+    "jobs_of",
     "rows_to_drop",
 ]
 

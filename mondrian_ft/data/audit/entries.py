@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..critique import Critique, CritiqueError, parse_analysis
+from ..corrections import Corrections, Fit, Seen, analysis_hash
+from ..critique import Critique, CritiqueError, parse_analysis, render
 from ..prompt import build_prompt
-from ..rows import Row
+from ..rows import Row, hash_photograph
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Entry:
     def scores(self) -> tuple[float, ...]:
         """The scores in the order of the analysis; none if it cannot be read."""
         return tuple(d.score for d in self.critique.dimensions) if self.critique else ()
+
+    def seen(self) -> Seen:
+        """What a decision about this row is about.
+
+        Raises:
+            DataError: the photograph has to be hashed, and cannot be read.
+        """
+        hashed = len(self.photograph) == 64 and not set(self.photograph) - set("0123456789abcdef")
+        sha256 = self.photograph if hashed else hash_photograph(self.image, f"job {self.job_id}")
+        return Seen(self.job_id, sha256, analysis_hash(self.text))
 
 
 def entries_of_manifest(manifest: Mapping[str, Any], advisor: str | None = None) -> list[Entry]:
@@ -80,6 +91,34 @@ def entries_of_rows(rows: Iterable[Row]) -> list[Entry]:
         )
         for row in rows
     ]
+
+
+def corrected(
+    entries: Iterable[Entry], corrections: Corrections, known: Collection[str]
+) -> tuple[list[Entry], Fit]:
+    """Entries with what a person decided: corrected labels as corrected, rejected rows left out.
+
+    Args:
+        entries: from `entries_of_manifest`.
+        known: the ids of all jobs of the manifest.
+    """
+    entries = list(entries)
+    fit = corrections.fit([e.seen() for e in entries if e.job_id in corrections.latest], known)
+    kept = []
+    for entry in entries:
+        correction = fit.corrected.get(entry.job_id)
+        if correction and correction.critique:
+            text = render(correction.critique)
+            entry = replace(entry, text=text, critique=correction.critique, problem="", mends=())
+        if entry.job_id not in fit.rejected:
+            kept.append(entry)
+    return kept, fit
+
+
+def jobs_of(manifest: Mapping[str, Any]) -> set[str]:
+    """The ids of every job of a manifest, whoever the advisor."""
+    groups = manifest["by_advisor"].values()
+    return {str(record["job_id"]) for group in groups for record in group["records"]}
 
 
 def _entry(record: Mapping[str, Any], advisor: str, prompts: Mapping[str, Any]) -> Entry:
