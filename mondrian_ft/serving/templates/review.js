@@ -6,19 +6,14 @@ const copy = (value) => JSON.parse(JSON.stringify(value));
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 const shown = (score) => String(Math.round(score * 100) / 100);
 const SAID = { accept: "Accepted", correct: "Corrected", reject: "Rejected" };
-const TEXTS = [
-  ["key_strengths", "Key strengths, one a line"],
-  ["priority_improvements", "Priority improvements, one a line"],
-  ["technical_notes", "Technical notes"],
-];
 
-let rows = [];           // every row in short, by index
-let at = -1;             // the row that is shown
-let row = null;          // it, whole
-let now = null;          // its critique as it stands in the fields
-let busy = false;        // a decision is on its way
-const drafts = new Map();  // unsaved critiques of rows, by index
-const decided = [];      // rows in the order they were decided here
+let rows = []; // every row in short, by index
+let at = -1; // the row that is shown
+let row = null; // it, whole
+let now = null; // its critique as it stands in the fields
+let busy = false; // a decision is on its way
+const drafts = new Map(); // unsaved critiques of rows, by index
+const decided = []; // rows in the order they were decided here
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -33,25 +28,18 @@ function tell(sentence, wrong = false) {
 }
 
 async function ask(path, body) {
-  const options = body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer. Nothing typed here is lost while this page stays " +
-      "open; start task=review again on the same port.");
-  }
+  const headers = { "Content-Type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
+  const answer = await fetch(path, options).catch(() => {
+    throw new Error("The server does not answer; start task=review again on the same port. " +
+      "What was typed here is kept while this page stays open.");
+  });
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error);
   return content;
 }
 
 // -- the list
-
 const filter = () => document.querySelector("[name=filter]:checked").value;
 const FITS = {
   all: () => true,
@@ -73,20 +61,14 @@ function showCounts(counts) {
 
 function showTicks() {
   const ticks = $("ticks");
-  while (ticks.children.length < rows.length) {
-    const index = ticks.children.length;
-    const tick = element("i");
-    tick.title = rows[index].job_id;
-    tick.addEventListener("click", () => go(index));
-    ticks.append(tick);
-  }
+  if (!ticks.children.length) ticks.append(...rows.map(() => element("i")));
   rows.forEach((one, index) => {
     ticks.children[index].className = (one.decision || "") + (index === at ? " here" : "");
   });
   $("place").textContent = `${at + 1} of ${rows.length}`;
 }
 
-/** The nearest row of the chosen kind in a direction, or -1; undecided ones are sought all round. */
+/** The nearest row of the chosen kind in a direction, or -1; undecided ones all round. */
 function neighbour(step) {
   const fits = FITS[filter()];
   for (let index = at + step; index >= 0 && index < rows.length; index += step) {
@@ -98,28 +80,22 @@ function neighbour(step) {
 async function move(step, said = "") {
   const index = neighbour(step);
   if (index >= 0) return go(index, said);
-  const end = step > 0 ? "That was the last row of this list." : "This is the first row of this list.";
-  tell(`${said} ${end}`.trim());
+  tell(`${said} This is the ${step > 0 ? "last" : "first"} row of this list.`.trim());
 }
 
 async function go(index, said = "") {
-  let found;
-  try {
-    found = await ask(`/api/rows/${index}`);
-  } catch (error) {
-    return tell(error.message, true);
-  }
+  const found = await ask(`/api/rows/${index}`).catch((error) => tell(error.message, true));
+  if (!found) return;
   at = index;
   history.replaceState(null, "", `#${index + 1}`);
   show(found);
   tell(said);
   window.scrollTo(0, 0);
-  const after = rows[neighbour(1)];
+  const after = rows[neighbour(1)]; // its photograph is loaded ahead
   if (after) new Image().src = `/photographs/${after.image_sha256}`;
 }
 
 // -- one row
-
 const saved = () => row.corrected || row.critique;
 const changed = () => Boolean(row && row.critique) && !same(now, saved());
 
@@ -153,11 +129,10 @@ function showState() {
   what.textContent = SAID[row.decision] || "Undecided";
   what.className = row.decision || "";
   const unsaved = changed();
-  if (unsaved) drafts.set(at, now);
-  else drafts.delete(at);
+  unsaved ? drafts.set(at, now) : drafts.delete(at);
   $("unsaved").hidden = $("discard").hidden = !unsaved;
   $("correct").disabled = !unsaved;
-  $("accept").disabled = !row.critique;
+  $("accept").disabled = unsaved || !row.critique;
 }
 
 function showFields() {
@@ -178,12 +153,11 @@ function showFields() {
   const overall = score("0", "Overall", [], "overall_score", 0.1);
   overall.classList.add("overall");
   const mean = element("button", "", "Set to the mean of the dimensions");
-  mean.type = "button";
-  mean.id = "mean";
-  mean.setAttribute("aria-keyshortcuts", "m");
-  mean.addEventListener("click", setMean);
+  Object.assign(mean, { type: "button", id: "mean", onclick: setMean, ariaKeyShortcuts: "m" });
   overall.firstChild.append(mean);
-  fields.append(overall, ...TEXTS.map(([key, label]) => text(label, [], key)));
+  fields.append(overall, text("Key strengths, one a line", [], "key_strengths"));
+  fields.append(text("Priority improvements, one a line", [], "priority_improvements"));
+  fields.append(text("Technical notes", [], "technical_notes"));
 }
 
 const holder = (critique, path) => path.reduce((value, key) => value[key], critique);
@@ -197,16 +171,14 @@ function score(key, name, path, field, step) {
   const input = element("input");
   const output = element("output");
   const place = (value) => `calc(8px + (100% - 16px) * ${value / 10})`;
-  Object.assign(input, { type: "range", min: 0, max: 10, step: "any" });
+  Object.assign(input, { type: "range", min: 0, max: 10, step: "any", ariaLabel: name });
   input.dataset.key = key;
-  input.setAttribute("aria-label", name);
   const tick = element("i");
   tick.style.left = place(stored);
   const draw = () => {
     const value = holder(now, path)[field];
     input.value = value;
-    input.setAttribute("aria-valuetext",
-      value === stored ? shown(value) : `${shown(value)}, stored as ${shown(stored)}`);
+    input.ariaValueText = shown(value) + (value === stored ? "" : `, stored as ${shown(stored)}`);
     slide.style.setProperty("--at", place(value));
     output.replaceChildren(shown(value));
     if (value !== stored) output.prepend(element("small", "", shown(stored)));
@@ -250,7 +222,7 @@ function text(label, path, field) {
   area.addEventListener("input", () => {
     const owner = holder(now, path);
     const typed = isList ? area.value.split("\n").filter((line) => line.trim()) : area.value;
-    // A list of several lines in one entry stays as it is until it is touched; so does a missing key.
+    // A key that is not there stays so until something is written.
     if (!area.value.trim() && stored === undefined) delete owner[field];
     else owner[field] = typed;
     fit();
@@ -263,9 +235,8 @@ function text(label, path, field) {
 
 function setMean() {
   if (!row.critique) return;
-  const scores = now.dimensions.map((dimension) => dimension.score);
-  const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
-  document.querySelector("[data-key='0']").setScore(mean);
+  const sum = now.dimensions.reduce((total, dimension) => total + dimension.score, 0);
+  document.querySelector("[data-key='0']").setScore(sum / now.dimensions.length);
   tell(`The overall score is ${shown(now.overall_score)}, the mean of the dimensions.`);
 }
 
@@ -278,21 +249,20 @@ function discard() {
 }
 
 // -- decisions
+/** Why a decision would make no sense, and whether that is a mistake. */
+function objection(decision) {
+  if (decision === "correct" && !changed()) return ["Nothing was changed; a accepts the label."];
+  if (decision !== "accept") return [];
+  if (!row.critique) return ["There is no critique to accept; r rejects this row.", true];
+  if (changed()) return ["There are unsaved changes: c saves them, x discards them.", true];
+  if (row.decision !== "correct") return [];
+  return ["This row is corrected already; u takes the correction back."];
+}
 
 async function decide(decision, index = at) {
   if (busy || !row) return;
-  if (decision === "accept" && changed()) {
-    return tell("There are unsaved changes: c saves them, x discards them.", true);
-  }
-  if (decision === "accept" && row.decision === "correct") {
-    return tell("This row is corrected already; u takes the correction back.");
-  }
-  if (decision === "accept" && !row.critique) {
-    return tell("This row has no critique that could be accepted; r rejects it.", true);
-  }
-  if (decision === "correct" && !changed()) {
-    return tell("Nothing was changed; a accepts the label as it is.");
-  }
+  const [sentence, wrong] = objection(decision);
+  if (sentence) return tell(sentence, wrong);
   busy = true;
   try {
     const one = index === at ? row : await ask(`/api/rows/${index}`);
@@ -337,7 +307,6 @@ function undo() {
 }
 
 // -- the photograph
-
 function enlarge(on) {
   const photo = $("photo");
   $("zoom").setAttribute("aria-pressed", on);
@@ -349,8 +318,8 @@ function enlarge(on) {
 function lookAt(event) {
   const box = $("zoom").getBoundingClientRect();
   const share = (value, start, size) => `${(100 * (value - start)) / size}%`;
-  $("photo").style.transformOrigin = `${share(event.clientX, box.left, box.width)} ` +
-    share(event.clientY, box.top, box.height);
+  $("photo").style.transformOrigin =
+    `${share(event.clientX, box.left, box.width)} ${share(event.clientY, box.top, box.height)}`;
 }
 
 const isLarge = () => $("zoom").getAttribute("aria-pressed") === "true";
@@ -365,7 +334,6 @@ $("photo").addEventListener("error", () => {
 });
 
 // -- keys and buttons
-
 const KEYS = {
   a: () => decide("accept"),
   c: () => decide("correct"),
@@ -389,34 +357,28 @@ document.addEventListener("keydown", (event) => {
   }
   const slider = active.matches("input[type=range]") && active;
   const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+  const chosen = /^[0-9]$/.test(event.key) && document.querySelector(`[data-key='${event.key}']`);
   let act = KEYS[event.key];
-  if (/^[0-9]$/.test(event.key)) {
-    const chosen = document.querySelector(`[data-key='${event.key}']`);
-    act = chosen && (() => {
-      chosen.focus();
-      chosen.scrollIntoView({ block: "center" });
-    });
-  } else if (slider && way) {
-    act = () => slider.nudge(way);
-  } else if (slider && event.key === "Escape") {
-    act = () => slider.blur();
-  } else if (!slider && !active.matches("[type=radio]")) {
-    if (event.key === "ArrowRight") act = KEYS.j;
-    if (event.key === "ArrowLeft") act = KEYS.k;
+  if (chosen) act = () => (chosen.focus(), chosen.scrollIntoView({ block: "center" }));
+  else if (slider && way) act = () => slider.nudge(way);
+  else if (slider && event.key === "Escape") act = () => slider.blur();
+  else if (!slider && !active.matches("[type=radio]")) {
+    act ||= { ArrowRight: KEYS.j, ArrowLeft: KEYS.k }[event.key];
   }
   if (!act) return;
   event.preventDefault();
   act();
 });
 
-for (const name of ["accept", "correct", "reject"]) {
-  $(name).addEventListener("click", () => decide(name));
-}
-$("undo").addEventListener("click", undo);
-$("next").addEventListener("click", KEYS.j);
-$("previous").addEventListener("click", KEYS.k);
-$("ask").addEventListener("click", KEYS["?"]);
-$("discard").addEventListener("click", discard);
+const BUTTONS = {
+  accept: KEYS.a, correct: KEYS.c, reject: KEYS.r, undo, previous: KEYS.k, next: KEYS.j,
+  discard, ask: KEYS["?"],
+};
+for (const [id, act] of Object.entries(BUTTONS)) $(id).addEventListener("click", act);
+$("ticks").addEventListener("click", (event) => {
+  const index = [...event.currentTarget.children].indexOf(event.target);
+  if (index >= 0) go(index);
+});
 $("critique").addEventListener("submit", (event) => event.preventDefault());
 for (const radio of document.querySelectorAll("[name=filter]")) {
   radio.addEventListener("change", () => {
@@ -425,21 +387,14 @@ for (const radio of document.querySelectorAll("[name=filter]")) {
     else if (!FITS[filter()](rows[at])) go(first);
   });
 }
-window.addEventListener("beforeunload", (event) => {
-  if (drafts.size) event.preventDefault();
-});
+window.addEventListener("beforeunload", (event) => drafts.size && event.preventDefault());
 
 async function start() {
-  try {
-    const found = await ask("/api/rows");
-    rows = found.rows;
-    $("path").textContent = found.file;
-    showCounts(found.counts);
-    const asked = Number(location.hash.slice(1)) - 1;
-    const first = Math.max(0, rows.findIndex(FITS.undecided));
-    await go(rows[asked] ? asked : first);
-  } catch (error) {
-    tell(error.message, true);
-  }
+  const found = await ask("/api/rows");
+  rows = found.rows;
+  $("path").textContent = found.file;
+  showCounts(found.counts);
+  const asked = Number(location.hash.slice(1)) - 1;
+  await go(rows[asked] ? asked : Math.max(0, rows.findIndex(FITS.undecided)));
 }
-start();
+start().catch((error) => tell(error.message, true));
