@@ -11,7 +11,7 @@ let rows = []; // every row in short, by index
 let at = -1; // the row that is shown
 let row = null; // it, whole
 let now = null; // its critique as it stands in the fields
-let busy = false; // a decision is on its way
+let queue = Promise.resolve(); // what was asked for and is not done yet
 const drafts = new Map(); // unsaved critiques of rows, by index
 const decided = []; // rows in the order they were decided here
 
@@ -25,6 +25,11 @@ function element(name, className, text) {
 function tell(sentence, wrong = false) {
   $("status").textContent = sentence;
   $("status").classList.toggle("wrong", wrong);
+}
+
+/** Does one thing after the other, however fast the keys come. */
+function soon(act) {
+  queue = queue.then(act).catch((error) => tell(error.message, true));
 }
 
 async function ask(path, body) {
@@ -84,8 +89,7 @@ async function move(step, said = "") {
 }
 
 async function go(index, said = "") {
-  const found = await ask(`/api/rows/${index}`).catch((error) => tell(error.message, true));
-  if (!found) return;
+  const found = await ask(`/api/rows/${index}`);
   at = index;
   history.replaceState(null, "", `#${index + 1}`);
   show(found);
@@ -260,40 +264,29 @@ function objection(decision) {
 }
 
 async function decide(decision, index = at) {
-  if (busy || !row) return;
+  if (!row) return;
   const [sentence, wrong] = objection(decision);
   if (sentence) return tell(sentence, wrong);
-  busy = true;
-  try {
-    const one = index === at ? row : await ask(`/api/rows/${index}`);
-    const answer = await ask(`/api/rows/${index}/decision`, {
-      job_id: one.job_id,
-      analysis_sha256: one.analysis_sha256,
-      decision,
-      critique: decision === "correct" ? now : null,
-      remark: decision === "undo" ? "" : $("remark").value,
-      reviewer: $("reviewer").value.trim() || null,
-    });
-    rows[index] = answer.row;
-    if (decision === "correct") drafts.delete(index);
-    // What was corrected is not lost by taking the correction back: it is unsaved again.
-    if (decision === "undo" && one.corrected) drafts.set(index, drafts.get(index) || one.corrected);
-    showCounts(answer.counts);
-    if (decision === "undo") {
-      await go(index, "Taken back.");
-    } else {
-      decided.push(index);
-      row = answer.row;
-      showState();
-      showTicks();
-      const left = answer.counts.left;
-      await move(1, `${SAID[decision]}. ${left ? `${left} left.` : "Every row is decided."}`);
-    }
-  } catch (error) {
-    tell(error.message, true);
-  } finally {
-    busy = false;
-  }
+  const one = index === at ? row : await ask(`/api/rows/${index}`);
+  const answer = await ask(`/api/rows/${index}/decision`, {
+    job_id: one.job_id,
+    analysis_sha256: one.analysis_sha256,
+    decision,
+    critique: decision === "correct" ? now : null,
+    remark: decision === "undo" ? "" : $("remark").value,
+    reviewer: $("reviewer").value.trim() || null,
+  });
+  rows[index] = answer.row;
+  // What was corrected is not lost by taking the correction back: it is unsaved again.
+  if (decision === "undo" && one.corrected) drafts.set(index, drafts.get(index) || one.corrected);
+  showCounts(answer.counts);
+  if (decision === "undo") return go(index, "Taken back.");
+  decided.push(index);
+  row = answer.row;
+  showState();
+  showTicks();
+  const left = answer.counts.left;
+  return move(1, `${SAID[decision]}. ${left ? `${left} left.` : "Every row is decided."}`);
 }
 
 /** Takes back the decision on this row; if it has none, the last one made on this page. */
@@ -347,9 +340,16 @@ const KEYS = {
   "?": () => $("help").showModal(),
 };
 
+function choose(key) {
+  const slider = document.querySelector(`[data-key='${key}']`);
+  if (!slider) return;
+  slider.focus();
+  slider.scrollIntoView({ block: "center" });
+}
+
 document.addEventListener("keydown", (event) => {
   const active = document.activeElement;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return decide("correct");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return soon(KEYS.c);
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   if (active.matches("textarea, input[type=text]")) {
     if (event.key === "Escape") active.blur();
@@ -357,9 +357,8 @@ document.addEventListener("keydown", (event) => {
   }
   const slider = active.matches("input[type=range]") && active;
   const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
-  const chosen = /^[0-9]$/.test(event.key) && document.querySelector(`[data-key='${event.key}']`);
   let act = KEYS[event.key];
-  if (chosen) act = () => (chosen.focus(), chosen.scrollIntoView({ block: "center" }));
+  if (/^[0-9]$/.test(event.key)) act = () => choose(event.key);
   else if (slider && way) act = () => slider.nudge(way);
   else if (slider && event.key === "Escape") act = () => slider.blur();
   else if (!slider && !active.matches("[type=radio]")) {
@@ -367,24 +366,25 @@ document.addEventListener("keydown", (event) => {
   }
   if (!act) return;
   event.preventDefault();
-  act();
+  // A key that is held down goes through rows; it must not decide about them.
+  if (!event.repeat || !"acru".includes(event.key)) soon(act);
 });
 
 const BUTTONS = {
   accept: KEYS.a, correct: KEYS.c, reject: KEYS.r, undo, previous: KEYS.k, next: KEYS.j,
   discard, ask: KEYS["?"],
 };
-for (const [id, act] of Object.entries(BUTTONS)) $(id).addEventListener("click", act);
+for (const [id, act] of Object.entries(BUTTONS)) $(id).addEventListener("click", () => soon(act));
 $("ticks").addEventListener("click", (event) => {
   const index = [...event.currentTarget.children].indexOf(event.target);
-  if (index >= 0) go(index);
+  if (index >= 0) soon(() => go(index));
 });
 $("critique").addEventListener("submit", (event) => event.preventDefault());
 for (const radio of document.querySelectorAll("[name=filter]")) {
   radio.addEventListener("change", () => {
     const first = rows.findIndex(FITS[filter()]);
     if (first < 0) tell("There is no such row.");
-    else if (!FITS[filter()](rows[at])) go(first);
+    else if (!FITS[filter()](rows[at])) soon(() => go(first));
   });
 }
 window.addEventListener("beforeunload", (event) => drafts.size && event.preventDefault());
@@ -397,4 +397,4 @@ async function start() {
   const asked = Number(location.hash.slice(1)) - 1;
   await go(rows[asked] ? asked : Math.max(0, rows.findIndex(FITS.undecided)));
 }
-start().catch((error) => tell(error.message, true));
+soon(start);
