@@ -91,7 +91,7 @@ class Prepare(Task):
 
 @dataclass
 class Review(Task):
-    """A local page to accept, correct or reject labels -> corrections.jsonl beside the data."""
+    """A local page to accept, correct or reject labels -> corrections.jsonl."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 127.0.0.1 is reached from this machine only."""

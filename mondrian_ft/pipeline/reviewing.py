@@ -55,7 +55,7 @@ def review(task: tasks.Review, config: Config, run: Run) -> None:
         said("Ctrl-C stops it; what is decided is on the disk at once.", markup=False)
         local.serve(make_app(desk, host=task.host), listening)
     counts = desk.counts()
-    run.record(review=counts, corrections=str(desk.path))
+    run.record(review=counts, corrections_file=str(desk.path))
     said(
         f"\nReviewed: {counts['accept']} accepted, {counts['correct']} corrected, "
         f"{counts['reject']} rejected, {counts['left']} left.",

@@ -186,12 +186,13 @@ def tell_corrections(run: Run, found: Corrections, facts: Mapping[str, Any] | No
         f"Reviewed: {told}, by {screen.near(found.path)}.", soft_wrap=True, markup=False
     )
     if stale := facts["jobs"]["stale"]:
-        what = {"the analysis", "the photograph"} & set(stale.values()) if len(stale) == 1 else ()
-        changed = next(iter(what), "the analysis or the photograph")
+        verb = "is" if len(stale) == 1 else "are"
+        reasons = set(stale.values())
+        changed = reasons.pop() if len(reasons) == 1 else "the analysis or the photograph"
         run.warn(
-            f"{wording.count(len(stale), 'decision')} of {screen.near(found.path)} not applied, "
-            f"because {changed} is another one than was reviewed: {_some(stale)}; "
-            "look at them again with task=review"
+            f"{wording.count(len(stale), 'decision')} of {screen.near(found.path)} {verb} not "
+            f"applied, because {changed} changed since: {_some(stale)}; look at them again with "
+            "task=review"
         )
     if unknown := facts["jobs"]["unknown"]:
         verb = "is about a job that is" if len(unknown) == 1 else "are about jobs that are"

@@ -129,7 +129,7 @@ class Desk:
             if why := corrections.difference(correction, case.seen):
                 self._stale[case.seen.job_id] = (
                     f"An earlier decision ({correction.decision}, {correction.timestamp[:10]}) "
-                    f"does not count any more: {why} is another one now."
+                    f"does not count any more: {why} changed since."
                 )
             else:
                 self._latest[case.seen.job_id] = correction

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -44,7 +43,7 @@ def client(world: World) -> TestClient:
     return client_of(desk_of(world))
 
 
-def decide(client: TestClient, index: int, decision: str, **more: Any) -> httpx.Response:
+def decide(client: TestClient, index: int, decision: str, **more: Any) -> Any:
     """A decision about the row as it is."""
     row = client.get(f"/api/rows/{index}").json()
     body = {name: row[name] for name in ("job_id", "analysis_sha256")}
@@ -167,7 +166,7 @@ def test_an_earlier_decision_about_another_text_is_told(world: World) -> None:
     path.write_text(fenced(value), encoding="utf-8")
     row = client_of(desk_of(world)).get("/api/rows/0").json()
     assert row["decision"] is None
-    assert "the analysis is another one now" in row["stale"]
+    assert "the analysis changed since" in row["stale"]
 
 
 def test_a_row_that_cannot_be_read_can_only_be_rejected(world: World) -> None:

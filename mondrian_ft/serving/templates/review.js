@@ -342,15 +342,15 @@ const KEYS = {
 
 function choose(key) {
   const slider = document.querySelector(`[data-key='${key}']`);
-  if (!slider) return;
-  slider.focus();
-  slider.scrollIntoView({ block: "center" });
+  slider?.focus();
+  slider?.scrollIntoView({ block: "center" });
 }
 
 document.addEventListener("keydown", (event) => {
   const active = document.activeElement;
+  if ($("help").open) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return soon(KEYS.c);
-  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (active.matches("textarea, input[type=text]")) {
     if (event.key === "Escape") active.blur();
     return;
