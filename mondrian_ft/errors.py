@@ -56,6 +56,10 @@ class RegistryError(MondrianError):
     """A version, channel or history entry of the registry that is missing or inconsistent."""
 
 
+class ServerError(MondrianError):
+    """A local server that cannot be started."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Returns the one of ``choices`` that ``word`` was probably meant to be, or None.
 

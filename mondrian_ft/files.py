@@ -6,6 +6,8 @@ disk, a read-only folder or a kill leaves what was there before untouched.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -67,6 +69,61 @@ def atomic_write_json(path: str | os.PathLike[str], obj: Any, indent: int | None
     """
     text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Adds ``line`` and a newline to the end of ``path``, flushed to the disk, whole or not at all.
+
+    Processes and threads that append at once give whole lines in some order. A last line without
+    its newline is what a crash left behind: it is ended if it is JSON, and else cut off, because a
+    half line in the middle would spoil the file for whoever reads it.
+
+    Raises:
+        ValueError: ``line`` holds a line break.
+        MondrianError: the file cannot be written, naming ``path``; it is as it was.
+    """
+    path = Path(path)
+    if "\n" in line or "\r" in line:
+        raise ValueError("a line holds no line break")
+    data = f"{line}\n".encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            # Held until the handle is closed; of every process that appends, one at a time.
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            before = _end_of_lines(handle)
+            try:
+                written = os.write(handle, data)
+                if written < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+        if is_new:
+            _fsync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _end_of_lines(handle: int) -> int:
+    """The size of an open file after its last line was ended or cut off; see ``append_line``."""
+    size = os.fstat(handle).st_size
+    content = os.pread(handle, size, 0)
+    start = content.rfind(b"\n") + 1
+    if start == size:
+        return size
+    try:
+        json.loads(content[start:])
+    except ValueError:
+        os.ftruncate(handle, start)
+        return start
+    os.write(handle, b"\n")
+    return size + 1
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

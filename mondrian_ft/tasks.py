@@ -90,6 +90,27 @@ class Prepare(Task):
 
 
 @dataclass
+class Review(Task):
+    """A local page to accept, correct or reject labels -> corrections.jsonl."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1 is reached from this machine only."""
+    port: int = 5110
+    """Port to listen on, 0 to 65535; 0 is any free one."""
+
+    def __post_init__(self) -> None:
+        if not self.host.strip():
+            raise ConfigError("task.host is empty, but it must be an address such as 127.0.0.1.")
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError(f"task.port is {self.port}, but it must be 0 to 65535.")
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.review(self, config, run)
+
+
+@dataclass
 class Inspect(Task):
     """The batches that training would get, as a page: pictures, tokens, what is trained."""
 
@@ -215,6 +236,7 @@ TASKS: dict[str, type[Task]] = {
     "link": Link,
     "audit": Audit,
     "prepare": Prepare,
+    "review": Review,
     "inspect": Inspect,
     "train": Train,
     "evaluate": Evaluate,

@@ -92,6 +92,45 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
 
 
+def test_a_line_is_appended_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up in the middle of a line leaves no half line behind."""
+    path = tmp_path / "new" / "log.jsonl"
+    files.append_line(path, '{"n": 1}')
+    files.append_line(path, '"größer"')
+    before = path.read_bytes()
+    assert before == '{"n": 1}\n"größer"\n'.encode()
+    with pytest.raises(ValueError, match="no line break"):
+        files.append_line(path, "two\nlines")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:5]))
+        with pytest.raises(MondrianError, match=r"cannot write .*log\.jsonl: No space left"):
+            files.append_line(path, '{"n": 3}')
+    assert path.read_bytes() == before
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(MondrianError, match="Input/output error"):
+            files.append_line(path, '{"n": 3}')
+    assert path.read_bytes() == before
+
+
+def test_an_unfinished_last_line_is_ended_or_cut_off(tmp_path: Path) -> None:
+    """JSON that only lacks its newline is whole; anything else was never finished."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2}')
+    files.append_line(path, '{"n": 3}')
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+    path.write_bytes(b'{"n": 1}\n{"n": \xff')
+    files.append_line(path, '{"n": 3}')
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 3}\n'
+
+
 def test_sha256_file(tmp_path: Path) -> None:
     """The hash is that of the bytes, also beyond one read."""
     data = os.urandom(1_300_000)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError, nearest
 from ..files import atomic_write_json
+from .corrections import Correction, Corrections, Fit, Seen, analysis_hash, facts_of
 from .critique import Critique, CritiqueError, parse_analysis, rename_dimensions, render
 from .example import strip_example
 from .lock import locked_folds, locked_parts, new_entry, read_locks
@@ -74,6 +75,7 @@ def prepare(
     limit: int | None = None,
     dimension_map: Mapping[str, str | None] | None = None,
     leave_out: Mapping[str, str] | None = None,
+    corrections: Corrections | None = None,
     strip_prompt_example: bool = False,
     cache: Path | None = None,
 ) -> Prepared:
@@ -92,6 +94,10 @@ def prepare(
         dimension_map: what to call a dimension instead, or None to leave it out of the critiques;
             see `critique.rename_dimensions`.
         leave_out: job ids not to use, and the audit's finding that says so; ``meta["dropped"]``.
+        corrections: what a person decided: a corrected critique takes the place of the stored one,
+            rejected rows are left out (``meta["rejected"]``, each with its reason), and decisions
+            about what is another analysis or photograph by now are not applied
+            (``meta["corrections"]``).
         strip_prompt_example: take the scores out of filled examples in prompts.
         cache: a file that keeps perceptual hashes until the photographs change.
 
@@ -106,9 +112,17 @@ def prepare(
     source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
     content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
     dropped = dict(leave_out or {})
-    records = [r for r in _records(content, advisor, source) if r["job_id"] not in dropped][:limit]
+    found = _records(content, advisor, source)
+    fit = _fit(corrections, found, content)
+    out = {*dropped, *fit.rejected}
+    records = [record for record in found if record["job_id"] not in out][:limit]
     if not records:
-        raise DataError(f"data.drop leaves none of the {len(dropped)} rows; drop less.")
+        names = " and ".join(
+            (["data.drop"] if dropped else []) + (["the corrections"] if fit.rejected else [])
+        )
+        raise DataError(
+            f"Of the {len(found)} rows none is left by {names}; drop or reject fewer of them."
+        )
     prompts = content.get("prompts") or {}
     if strip_prompt_example:
         prompts = _stripped(prompts)
@@ -116,7 +130,9 @@ def prepare(
     mapped: Counter[str] = Counter(dict.fromkeys(dimension_map or {}, 0))
     facts: list[dict[str, Any]] = []
     for record in records:
-        row, critique, renamed = _row(record, prompts, dimension_map or {})
+        row, critique, renamed = _row(
+            record, prompts, fit.corrected.get(record["job_id"]), dimension_map or {}
+        )
         mapped.update(renamed)
         rows[row.job_id] = row
         facts.append(
@@ -161,6 +177,11 @@ def prepare(
         "longest_response": max(len(row.response) for row in rows.values()),
         "dropped": dropped,
         "mapped_dimensions": dict(mapped),
+        "rejected": {
+            job: "rejected in review" + (f": {one.remark}" if one.remark.strip() else "")
+            for job, one in fit.rejected.items()
+        },
+        "corrections": facts_of(corrections, fit) if corrections else None,
         "data_lock": data_lock(dealt),
     }
     prepared = Prepared(**dealt, meta=meta)
@@ -229,6 +250,7 @@ def _records(
 def _row(
     record: Mapping[str, Any],
     prompts: Mapping[str, Any],
+    correction: Correction | None,
     dimension_map: Mapping[str, str | None],
 ) -> tuple[Row, Critique, list[str]]:
     """A record's row, its critique, and the names that ``dimension_map`` changed in it."""
@@ -238,20 +260,52 @@ def _row(
     if sha256 != record.get("image_sha256", sha256):
         raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
     try:
-        parsed = parse_analysis(analysis.read_bytes().decode("utf-8-sig"), partial=True)
+        critique = parse_analysis(_text(analysis), partial=True).critique
     except (OSError, UnicodeDecodeError, CritiqueError) as error:
         raise DataError(
             f"The analysis {analysis} of job {job} can no longer be used: {error} "
             "Run task=link again."
         ) from error
+    if correction and correction.critique:
+        critique = correction.critique
     try:
-        critique, renamed = rename_dimensions(parsed.critique, dimension_map)
+        critique, renamed = rename_dimensions(critique, dimension_map)
     except CritiqueError as error:
         raise DataError(f"data.dimension_map does not fit job {job}: {error}") from None
     known = prompts.get(record.get("prompt_id", ""))
     prompt = known["text"] if known else build_prompt(None, record["advisor"])[0]
     row = Row(job, str(record["advisor"]), path, prompt, render(critique), sha256)
     return row, critique, renamed
+
+
+def _text(analysis: Path) -> str:
+    return analysis.read_bytes().decode("utf-8-sig")
+
+
+def _fit(
+    corrections: Corrections | None, records: Sequence[dict[str, Any]], content: Mapping[str, Any]
+) -> Fit:
+    """The decisions that hold for these records; none without corrections."""
+    if corrections is None:
+        return Fit()
+    known = {
+        str(record["job_id"])
+        for group in content["by_advisor"].values()
+        for record in group["records"]
+    }
+    decided = [record for record in records if record["job_id"] in corrections.latest]
+    return corrections.fit(map(_seen, decided), known)
+
+
+def _seen(record: Mapping[str, Any]) -> Seen:
+    """A record as a reviewer met it, see `audit.Entry.seen`; what is gone was never seen so."""
+    job, image = record["job_id"], Path(record["image_path"]).absolute()
+    try:
+        text = _text(Path(record["analysis_path"]))
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    sha256 = record.get("image_sha256") or hash_photograph(image, f"job {job}")
+    return Seen(job, sha256, analysis_hash(text))
 
 
 def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:

@@ -90,6 +90,13 @@ def prepare(task: tasks.Prepare, config: Config, run: Run) -> None:
     rows.prepare(config, run)
 
 
+def review(task: tasks.Review, config: Config, run: Run) -> None:
+    """A page to accept, correct or reject labels, until Ctrl-C."""
+    from . import reviewing
+
+    reviewing.review(task, config, run)
+
+
 def inspect(task: tasks.Inspect, config: Config, run: Run) -> None:
     """The batches that ``train`` would get, as a page and as JSON."""
     from . import inspecting

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.corrections import facts_of
 from ..data.rows import load_json
 from ..errors import DataError, ModelError
 from ..files import atomic_write_json
@@ -14,6 +16,7 @@ from .words import command
 if TYPE_CHECKING:
     from ..config import Config
     from ..data.audit import Audit, Entry
+    from ..data.corrections import Corrections, Fit
     from ..model.encoder import Encoder
     from ..run import Run
 
@@ -22,34 +25,35 @@ def audit(config: Config, run: Run) -> None:
     """Measure the linked rows and show the findings: terminal, ``audit.json``, ``audit.html``.
 
     Links first unless ``data.manifest`` is given or the folder holds a manifest. Every linked row
-    is looked at, those that ``data.drop`` leaves out later included.
+    is looked at, those that ``data.drop`` leaves out later included; of what a person decided with
+    ``task=review``, corrected labels count as corrected, and rejected ones not at all.
 
     Raises:
         DataError: the labels are not informative and ``data.require_informative`` is set.
     """
-    from ..data.audit import entries_of_manifest
-    from ..data.link import MANIFEST_NAME
-    from ..data.store import advisor_id
     from ..report import audit_page, audit_screen
 
     folder = rows.data_dir(config, run)
-    path = folder / MANIFEST_NAME
+    path = rows.manifest_path(config, run)
     if config.data.manifest is None and not path.is_file():
         rows.link(config, run)
-    manifest = load_json(
-        path if config.data.manifest is None else _path(config.data.manifest), "manifest"
-    )
-    entries = entries_of_manifest(
-        manifest, advisor_id(config.data.advisor), dimension_map=config.data.dimension_map
-    )
+    linked, manifest = entries_of(config, path)
+    check_some(config, linked)
+    corrections = rows.corrections(config, run)
+    entries, decided = _corrected(config, linked, corrections, manifest)
+    rows.tell_corrections(run, corrections, facts_of(corrections, decided))
     if not entries:
         raise DataError(
-            f"The manifest has no rows of {config.data.advisor or 'any advisor'}; run task=link."
+            f"All {len(linked)} rows were rejected by {corrections.path}; take some of that back "
+            "with task=review."
         )
-    found = _look(config, run, entries, _encoder(config, run))
-    atomic_write_json(folder / "audit.json", found.as_dict())
+    found = look(config, run, entries, _encoder(config, run))
+    facts = _facts(run)
+    counts = decided.counts() if corrections.latest else {}
+    facts |= {f"{name} rows": n for name, n in counts.items() if n}
+    atomic_write_json(folder / "audit.json", found.as_dict() | {"corrections": counts})
     page = audit_page.write(
-        found, entries, folder / "audit.html", advisor=config.data.advisor, settings=_facts(run)
+        found, entries, folder / "audit.html", advisor=config.data.advisor, settings=facts
     )
     run.record(audit=found.verdict.as_dict())
     audit_screen.show(run.console, found, page=page, next_command=_next(found))
@@ -64,7 +68,7 @@ def brief(config: Config, run: Run, parts: rows.Parts) -> str:
     """
     from ..data.audit import entries_of_rows
 
-    found = _look(config, run, entries_of_rows([*parts.train, *parts.val, *parts.test]))
+    found = look(config, run, entries_of_rows([*parts.train, *parts.val, *parts.test]))
     counts = {finding.name: len(finding.rows) for finding in found.findings}
     run.record(audit=found.verdict.as_dict() | {"findings": counts})
     run.console.print(f"Labels:   {found.verdict.sentence}", markup=False)
@@ -76,13 +80,11 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
     """Rows that ``data.drop`` keeps out of preparing, by job id; the counts are shown."""
     if not config.data.drop:
         return {}
-    from ..data.audit import entries_of_manifest, rows_to_drop
-    from ..data.store import advisor_id
+    from ..data.audit import rows_to_drop
 
-    content = load_json(_path(manifest), "manifest")
-    entries = entries_of_manifest(
-        content, advisor_id(config.data.advisor), dimension_map=config.data.dimension_map
-    )
+    linked, content = entries_of(config, manifest)
+    # What a person corrected or rejected needs no finding to leave it out.
+    entries, _ = _corrected(config, linked, rows.corrections(config, run), content)
     dropped = rows_to_drop(entries, config.data.drop)
     counts = Counter(dropped.values())
     told = ", ".join(f"{counts[name]} {name}" for name in config.data.drop)
@@ -110,11 +112,43 @@ def _encoder(config: Config, run: Run) -> Encoder | None:
         return None
 
 
-def _look(config: Config, run: Run, entries: list[Entry], encoder: Encoder | None = None) -> Audit:
-    from ..data.audit import audit as look
+def entries_of(config: Config, manifest: Any) -> tuple[list[Entry], dict[str, Any]]:
+    """The rows of a manifest's file that ``data.advisor`` chooses, and its content.
+
+    Raises:
+        DataError: the file cannot be read or is malformed.
+    """
+    from ..data.audit import entries_of_manifest
+    from ..data.store import advisor_id
+
+    content = load_json(Path(manifest), "manifest")
+    return entries_of_manifest(content, advisor_id(config.data.advisor)), content
+
+
+def check_some(config: Config, entries: list[Entry]) -> None:
+    """Raises `DataError` unless there are entries."""
+    if not entries:
+        raise DataError(
+            f"The manifest has no rows of {config.data.advisor or 'any advisor'}; run task=link."
+        )
+
+
+def _corrected(
+    config: Config, entries: list[Entry], corrections: Corrections, manifest: dict[str, Any]
+) -> tuple[list[Entry], Fit]:
+    """Rows as they will be learnt: as a person decided, with the names that the config gives."""
+    from ..data.audit import corrected, jobs_of, renamed
+
+    decided, fit = corrected(entries, corrections, jobs_of(manifest))
+    return renamed(decided, config.data.dimension_map), fit
+
+
+def look(config: Config, run: Run, entries: list[Entry], encoder: Encoder | None = None) -> Audit:
+    """All findings about the rows, with a line in the terminal while photographs are compared."""
+    from ..data.audit import audit as measure
 
     with run.console.status("comparing photographs") as status:
-        return look(
+        return measure(
             entries,
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
@@ -141,9 +175,3 @@ def _next(found: Audit) -> str | None:
 
 def _facts(run: Run) -> dict[str, Any]:
     return {"config hash": run.config_hash, "data": run.resolved["data"]}
-
-
-def _path(path: Any) -> Any:
-    from pathlib import Path
-
-    return Path(path)

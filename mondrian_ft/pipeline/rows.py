@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..data.corrections import CORRECTIONS_NAME, Corrections
+from ..data.corrections import read as read_corrections
 from ..data.dataset import Prepared, load_prepared, part_path
 from ..data.dataset import prepare as prepare_rows
 from ..data.link import MANIFEST_NAME, NoUsableRows, link_into
 from ..data.rows import Row, check_disjoint, data_lock, read_rows
 from ..errors import DataError
-from ..report import screen
+from ..report import screen, wording
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -73,7 +76,8 @@ def prepare(config: Config, run: Run) -> Parts:
     """Write the rows of each part and the split lock."""
     data = config.data
     folder = data_dir(config, run)
-    manifest = data.manifest or folder / MANIFEST_NAME
+    manifest = manifest_path(config, run)
+    corrected = corrections(config, run)
     dropped: dict[str, str] = {}
     if data.drop:
         from .auditing import left_out
@@ -91,9 +95,11 @@ def prepare(config: Config, run: Run) -> Parts:
         limit=data.limit,
         dimension_map=data.dimension_map,
         leave_out=dropped,
+        corrections=corrected,
         strip_prompt_example=data.prompt_example.value == "strip",
         cache=PERCEPTUAL_HASHES.absolute(),
     )
+    tell_corrections(run, corrected, prepared.meta["corrections"])
     for name, rows in prepared.meta["mapped_dimensions"].items():
         if not rows:
             run.warn(f"data.dimension_map names {name}, which is a dimension of no row")
@@ -172,6 +178,57 @@ def _parts(config: Config, run: Run, prepared: Prepared, folder: Path) -> Parts:
         f"Fold {fold} of 0 to {count - 1 if count else 0} is the validation part.", markup=False
     )
     return Parts(**named, lock=data_lock(named), source=judged)
+
+
+def manifest_path(config: Config, run: Run) -> Path:
+    """The manifest to prepare from: ``data.manifest``, else the one of the data's folder."""
+    if config.data.manifest is not None:
+        return Path(config.data.manifest)
+    return data_dir(config, run) / MANIFEST_NAME
+
+
+def corrections(config: Config, run: Run) -> Corrections:
+    """What a person decided about the rows of the manifest: the corrections file beside it."""
+    return read_corrections(manifest_path(config, run).parent / CORRECTIONS_NAME)
+
+
+def tell_corrections(run: Run, found: Corrections, facts: Mapping[str, Any] | None) -> None:
+    """Show what became of the corrections, and warn of those that are not applied.
+
+    Args:
+        facts: ``meta["corrections"]`` of the prepared rows, None without a corrections file.
+    """
+    if found.notice:
+        run.warn(found.notice)
+    if facts is None:
+        return
+    run.record(corrections={key: value for key, value in facts.items() if key != "jobs"})
+    told = ", ".join(f"{facts[name]} {name}" for name in ("accepted", "corrected", "rejected"))
+    run.console.print(
+        f"Reviewed: {told}, by {screen.near(found.path)}.", soft_wrap=True, markup=False
+    )
+    if stale := facts["jobs"]["stale"]:
+        verb = "is" if len(stale) == 1 else "are"
+        reasons = set(stale.values())
+        changed = reasons.pop() if len(reasons) == 1 else "the analysis or the photograph"
+        run.warn(
+            f"{wording.count(len(stale), 'decision')} of {screen.near(found.path)} {verb} not "
+            f"applied, because {changed} changed since: {_some(stale)}; look at them again with "
+            "task=review"
+        )
+    if unknown := facts["jobs"]["unknown"]:
+        verb = "is about a job that is" if len(unknown) == 1 else "are about jobs that are"
+        run.warn(
+            f"{wording.count(len(unknown), 'decision')} of {screen.near(found.path)} {verb} not in "
+            f"the manifest: {_some(unknown)}"
+        )
+
+
+def _some(jobs: Iterable[str], most: int = 8) -> str:
+    """Job ids for a sentence, the first few of many."""
+    names = list(jobs)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def data_dir(config: Config, run: Run) -> Path:

@@ -15,7 +15,14 @@ from ..batches import Encoder
 from ..critique import render
 from ..droppable import DROPPABLE
 from . import labels, pictures, prompts, texts
-from .entries import Entry, entries_of_manifest, entries_of_rows
+from .entries import (
+    Entry,
+    corrected,
+    entries_of_manifest,
+    entries_of_rows,
+    jobs_of,
+    renamed,
+)
 from .findings import Finding
 from .verdict import Verdict, judge
 
@@ -25,8 +32,11 @@ __all__ = [
     "Entry",
     "Finding",
     "audit",
+    "corrected",
     "entries_of_manifest",
     "entries_of_rows",
+    "jobs_of",
+    "renamed",
     "rows_to_drop",
 ]
 

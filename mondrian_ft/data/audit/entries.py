@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..critique import Critique, CritiqueError, parse_analysis, rename_dimensions
+from ..corrections import Corrections, Fit, Seen, analysis_hash
+from ..critique import Critique, CritiqueError, parse_analysis, rename_dimensions, render
 from ..prompt import build_prompt
-from ..rows import Row
+from ..rows import Row, hash_photograph
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,19 @@ class Entry:
         """The scores in the order of the analysis; none if it cannot be read."""
         return tuple(d.score for d in self.critique.dimensions) if self.critique else ()
 
+    def seen(self) -> Seen:
+        """What a decision about this row is about.
 
-def entries_of_manifest(
-    manifest: Mapping[str, Any],
-    advisor: str | None = None,
-    *,
-    dimension_map: Mapping[str, str | None] | None = None,
-) -> list[Entry]:
+        Raises:
+            DataError: the photograph has to be hashed, and cannot be read.
+        """
+        hashed = len(self.photograph) == 64 and not set(self.photograph) - set("0123456789abcdef")
+        sha256 = self.photograph if hashed else hash_photograph(self.image, f"job {self.job_id}")
+        return Seen(self.job_id, sha256, analysis_hash(self.text))
+
+
+def entries_of_manifest(manifest: Mapping[str, Any], advisor: str | None = None) -> list[Entry]:
     """An entry for every record of a linked manifest, of one advisor or of all (None).
-
-    The dimensions are called as ``dimension_map`` says; see `critique.rename_dimensions`.
 
     An analysis that is gone or unreadable gives an entry without a critique; it is never skipped.
 
@@ -66,8 +70,7 @@ def entries_of_manifest(
         for name, group in manifest["by_advisor"].items():
             if advisor is not None and name != advisor:
                 continue
-            found = [_entry(record, name, prompts) for record in group["records"]]
-            entries += [_mapped(entry, dimension_map or {}) for entry in found]
+            entries += [_entry(record, name, prompts) for record in group["records"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"The manifest is malformed ({error!r}); run task=link again.") from None
     return entries
@@ -88,6 +91,34 @@ def entries_of_rows(rows: Iterable[Row]) -> list[Entry]:
         )
         for row in rows
     ]
+
+
+def corrected(
+    entries: Iterable[Entry], corrections: Corrections, known: Collection[str]
+) -> tuple[list[Entry], Fit]:
+    """Entries with what a person decided: corrected labels as corrected, rejected rows left out.
+
+    Args:
+        entries: from `entries_of_manifest`.
+        known: the ids of all jobs of the manifest.
+    """
+    entries = list(entries)
+    fit = corrections.fit([e.seen() for e in entries if e.job_id in corrections.latest], known)
+    kept = []
+    for entry in entries:
+        correction = fit.corrected.get(entry.job_id)
+        if correction and correction.critique:
+            text = render(correction.critique)
+            entry = replace(entry, text=text, critique=correction.critique, problem="", mends=())
+        if entry.job_id not in fit.rejected:
+            kept.append(entry)
+    return kept, fit
+
+
+def jobs_of(manifest: Mapping[str, Any]) -> set[str]:
+    """The ids of every job of a manifest, whoever the advisor."""
+    groups = manifest["by_advisor"].values()
+    return {str(record["job_id"]) for group in groups for record in group["records"]}
 
 
 def _entry(record: Mapping[str, Any], advisor: str, prompts: Mapping[str, Any]) -> Entry:
@@ -115,7 +146,15 @@ def _entry(record: Mapping[str, Any], advisor: str, prompts: Mapping[str, Any]) 
     )
 
 
-def _mapped(entry: Entry, dimension_map: Mapping[str, str | None]) -> Entry:
+def renamed(entries: Iterable[Entry], dimension_map: Mapping[str, str | None]) -> list[Entry]:
+    """The entries with dimensions called as ``dimension_map`` says.
+
+    See `critique.rename_dimensions`; one that it does not fit has no critique, and says why.
+    """
+    return [_renamed(entry, dimension_map) for entry in entries]
+
+
+def _renamed(entry: Entry, dimension_map: Mapping[str, str | None]) -> Entry:
     if entry.critique is None:
         return entry
     try:

@@ -1,0 +1,1 @@
+"""Local pages and services over HTTP."""
