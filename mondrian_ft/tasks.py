@@ -200,6 +200,21 @@ class Register(Task):
 
 
 @dataclass
+class Report(Task):
+    """Finished runs -> experiments/<name>/: what they gave, in a table to decide under."""
+
+    runs: list[str] = field(default_factory=list, metadata={"path": "always"})
+    """Run folders to gather; none is every evaluated run of this experiment."""
+    output_dir: str | None = _path()
+    """Where to write; null is ``experiments/<experiment_name>``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.report(self, config, run)
+
+
+@dataclass
 class SampleModel(Task):
     """Trains the sample's base model again, on rendered photographs."""
 
@@ -243,6 +258,7 @@ TASKS: dict[str, type[Task]] = {
     "export": Export,
     "versions": Versions,
     "register": Register,
+    "report": Report,
     "sample_model": SampleModel,
 }
 """Every task by the name it is chosen with, in the order a person meets them."""

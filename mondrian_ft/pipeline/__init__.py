@@ -193,6 +193,13 @@ def versions(task: tasks.Versions, config: Config, run: Run) -> None:
     run.console.print(screen.versions_table([version.as_dict() for version in found]))
 
 
+def report(task: tasks.Report, config: Config, run: Run) -> None:
+    """Finished runs of an experiment, gathered into a page."""
+    from . import reporting
+
+    reporting.report(task, config, run)
+
+
 def sample_model(task: tasks.SampleModel, config: Config, run: Run) -> float | None:
     """Trains the sample's base model again. Returns its final training loss."""
     from ..sample import pretrain

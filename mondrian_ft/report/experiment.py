@@ -1,0 +1,187 @@
+"""``experiments/<name>/README.md``: what finished runs of one experiment gave, side by side.
+
+The question and the decision are a person's to write. The results are ours, and stand between two
+marks, so that gathering again replaces them and nothing else.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import wording
+
+BEGIN = "<!-- results: written by task=report, replaced when it runs again -->"
+END = "<!-- end of results -->"
+ASIDE = ("registry", "task", "tracking", "experiment_name")
+"""Groups of the config that change no number of a run."""
+
+
+@dataclass(frozen=True)
+class GatheredRun:
+    """One run: its folder's name, its ``run.json``, and its comparison if it was evaluated."""
+
+    name: str
+    facts: Mapping[str, Any]
+    comparison: Mapping[str, Any] | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every key that may change a number, dotted; paths, which change none, are left out."""
+        flat: dict[str, Any] = {}
+        for group, keys in self.facts.get("config", {}).items():
+            if group in ASIDE or not isinstance(keys, Mapping):
+                continue
+            for key, value in keys.items():
+                if not (isinstance(value, str) and "/" in value):
+                    flat[f"{group}.{key}"] = value
+        return flat
+
+
+def differing(runs: Sequence[GatheredRun]) -> list[str]:
+    """The dotted config keys that are not the same in all ``runs``."""
+    configs = [run.config for run in runs]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    return [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]
+
+
+def record(run: GatheredRun) -> dict[str, Any]:
+    """A run's figures as ``runs.json`` keeps them; scores in points of 10, None where unknown."""
+    facts, evidence = run.facts, (run.comparison or {}).get("evidence", {})
+    arms = evidence.get("arms", {})
+    tuned, base = arms.get("tuned", {}), arms.get("base", {})
+    provenance = facts.get("provenance", {})
+    return {
+        "run": run.name,
+        "command": shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]]),
+        "status": facts.get("status"),
+        "commit": (provenance.get("git") or {}).get("commit"),
+        "dirty": (provenance.get("git") or {}).get("dirty"),
+        "config_hash": facts.get("config_hash"),
+        "data_lock": facts.get("data_lock"),
+        "base": facts.get("base", {}).get("name"),
+        "base_weights": facts.get("base", {}).get("weights"),
+        "adapter": (facts.get("adapter") or {}).get("hash"),
+        "version": (facts.get("registered") or {}).get("version"),
+        "verdict": evidence.get("verdict"),
+        "reason": evidence.get("reason"),
+        "photographs": evidence.get("n_photographs"),
+        "score_mae_base": base.get("score_mae"),
+        "score_mae_tuned": tuned.get("score_mae"),
+        "score_mae_tuned_interval": tuned.get("score_mae_interval"),
+        "score_mae_shuffled": tuned.get("score_mae_shuffled"),
+        "score_mae_mean": arms.get("mean_score", {}).get("score_mae"),
+        "format_strict_tuned": tuned.get("format_strict"),
+        "val_loss": facts.get("training", {}).get("val_loss"),
+        "seconds": facts.get("seconds"),
+    }
+
+
+def results(runs: Sequence[GatheredRun]) -> str:
+    """The block between the marks: a table of the runs, best first, and what limits it."""
+    rows = [(record(run), run.config) for run in runs]
+    rows.sort(key=lambda row: (row[0]["score_mae_tuned"] is None, row[0]["score_mae_tuned"] or 0.0))
+    swept = differing(runs)
+    heads = [
+        "run",
+        *swept,
+        "photographs",
+        "base",
+        "tuned",
+        "constant",
+        "format",
+        "verdict",
+        "adapter",
+    ]
+    typed = dict.fromkeys(facts["command"] for facts, _ in rows)
+    lines = [BEGIN, "", "```console", *(f"$ {command}" for command in typed), "```", ""]
+    lines += [_line(heads), _line(["---"] * len(heads))]
+    for facts, config in rows:
+        interval = wording.interval(facts["score_mae_tuned_interval"])
+        tuned = wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
+        adapter = (facts["adapter"] or wording.NONE)[:12]
+        lines.append(
+            _line(
+                [
+                    facts["run"],
+                    *(_value(config.get(key)) for key in swept),
+                    str(facts["photographs"] or wording.NONE),
+                    wording.points(facts["score_mae_base"]),
+                    tuned,
+                    wording.points(facts["score_mae_mean"]),
+                    wording.percent(facts["format_strict_tuned"]),
+                    (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
+                    f"{adapter} {facts['version'] or ''}".strip(),
+                ]
+            )
+        )
+    lines += [
+        "",
+        "Score errors in points of 10, lower is better, with a 95 % interval over photographs; "
+        "*constant* gives every photograph the training rows' mean.",
+    ]
+    lines += [f"\n{sentence}" for sentence in cautions([facts for facts, _ in rows])]
+    return "\n".join([*lines, "", END])
+
+
+def cautions(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What forbids reading the table from top to bottom."""
+    said = []
+    judged = [r for r in records if r["score_mae_tuned"] is not None]
+    if len({r["data_lock"] for r in judged}) > 1:
+        said.append(
+            "**Not all runs are of the same data or split** (their data locks differ), so their "
+            "errors cannot be ranked against each other."
+        )
+    if len({r["base_weights"] for r in judged}) > 1:
+        said.append("The runs start from different base models.")
+    if len(judged) > 2:
+        said.append(
+            f"The best of {len(judged)} runs is better than it looks: choosing it used the same "
+            "photographs that judge it."
+        )
+    if commits := {r["commit"] for r in records if r["commit"]}:
+        told = ", ".join(sorted(commit[:10] for commit in commits))
+        dirty = " (with uncommitted changes)" if any(r["dirty"] for r in records) else ""
+        said.append(f"Run at commit {told}{dirty}.")
+    return said
+
+
+def page(name: str, block: str, earlier: str | None) -> str:
+    """The whole README: ``earlier`` with its results replaced, or a new one to fill in.
+
+    A README without the marks keeps every word, and the results are added at its end.
+    """
+    if earlier is None:
+        return (
+            f"# {name}\n\n## Question\n\n_What we want to know, in a sentence._\n\n"
+            f"## Result\n\n{block}\n\n## Decision\n\n_What we do now, and what would change our "
+            "mind._\n"
+        )
+    start, end = earlier.find(BEGIN), earlier.find(END)
+    if 0 <= start < end:
+        return earlier[:start] + block + earlier[end + len(END) :]
+    return f"{earlier.rstrip()}\n\n## Result\n\n{block}\n"
+
+
+def write_page(path: Path, name: str, block: str) -> None:
+    """Write or renew ``path``, keeping what a person wrote."""
+    from ..files import atomic_write_text
+
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else None
+    atomic_write_text(path, page(name, block, earlier))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
