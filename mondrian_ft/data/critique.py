@@ -312,6 +312,8 @@ def _mend_dimension(dimension: Any, where: str, mends: list[str]) -> Any:
 def _known_keys(
     found: dict[str, Any], keys: Sequence[str], where: str, mends: list[str]
 ) -> dict[str, Any]:
+    if all(key in keys for key in found):
+        return dict(found)
     found = _respelt(found, keys, where, mends)
     # Only beside all known keys is a foreign one surplus; otherwise it may stand for one of them.
     extra = [key for key in found if key not in keys]

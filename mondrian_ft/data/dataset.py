@@ -8,7 +8,7 @@ canonical one-line JSON. Its keys ``image_path``, ``prompt`` and ``response`` ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from .example import strip_example
 from .lock import locked_parts, new_entry, read_locks
 from .prompt import build_prompt, fingerprint
 from .rows import Row, check_disjoint, data_lock, hash_photograph, load_json, read_rows
-from .similar import near_groups, perceptual_hashes
+from .similar import near_groups
 from .split import PARTS, assign
 from .store import advisor_id
 
@@ -74,6 +74,7 @@ def prepare(
     leave_out: Mapping[str, str] | None = None,
     strip_prompt_example: bool = False,
     cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Prepared:
     """Turn a manifest into the training files of one advisor (None: of all of them together).
 
@@ -87,15 +88,15 @@ def prepare(
         limit: use only the first ``limit`` records.
         leave_out: job ids not to use, and the audit's finding that says so; ``meta["dropped"]``.
         strip_prompt_example: take the scores out of filled examples in prompts.
-        cache: a file that keeps perceptual hashes until the photographs change.
+        cache, progress: of the photographs that are decoded, as of `similar.near_groups`.
 
     A ``split.lock.json`` in ``output_dir`` is honoured: see `lock`. Files that show one photograph
     (`similar`), and records with the same ``shoot``, are dealt together.
 
     Raises:
         DataError: the manifest is unreadable or has no record of ``advisor``, a photograph or an
-            analysis is gone or changed since it was linked, there are too few photographs, or the
-            split lock does not fit.
+            analysis is gone or changed since it was linked, a photograph is damaged, there are too
+            few photographs, or the split lock does not fit.
     """
     source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
     content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
@@ -108,8 +109,9 @@ def prepare(
         prompts = _stripped(prompts)
     rows: dict[str, Row] = {}
     facts: list[dict[str, Any]] = []
+    hashes: dict[Path, str] = {}
     for record in records:
-        row, parsed = _row(record, prompts)
+        row, parsed = _row(record, prompts, hashes)
         rows[row.job_id] = row
         facts.append(
             {
@@ -127,7 +129,7 @@ def prepare(
     locked = locked_parts(
         earlier, facts, seed=seed, splits=splits, path=Path(output_dir) / LOCK_NAME
     )
-    _group(list(rows.values()), facts, cache)
+    _group(list(rows.values()), facts, cache, progress)
     parts = assign(
         facts, train=train_split, val=val_split, test=test_split, seed=seed, locked=locked
     )
@@ -211,10 +213,12 @@ def _records(
     return found
 
 
-def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Parsed]:
+def _row(
+    record: Mapping[str, Any], prompts: Mapping[str, Any], hashes: dict[Path, str]
+) -> tuple[Row, Parsed]:
     job, path = str(record["job_id"]), Path(record["image_path"]).absolute()
     analysis = Path(record["analysis_path"])
-    sha256 = hash_photograph(path, f"job {job}")
+    sha256 = hash_photograph(path, f"job {job}", hashes)
     if sha256 != record.get("image_sha256", sha256):
         raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
     try:
@@ -230,11 +234,23 @@ def _row(record: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[Row, Pa
     return row, parsed
 
 
-def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:
+def _group(
+    rows: Sequence[Row],
+    facts: Sequence[dict[str, Any]],
+    cache: Path | None,
+    progress: Callable[[int], Any],
+) -> None:
     """Give each fact its ``group``: one photograph in all its files, and all of a shoot."""
     paths = {row.image_sha256: row.image_path for row in rows}
-    looks = perceptual_hashes(paths.values(), cache)
-    leader = near_groups({sha256: looks[path] for sha256, path in paths.items()})
+    groups = near_groups(paths, cache=cache, progress=progress)
+    if groups.unreadable:
+        damaged = len(groups.unreadable)
+        others = f" (and {damaged - 1} more photographs)" if damaged > 1 else ""
+        raise DataError(
+            f"A photograph is damaged{others}: {next(iter(groups.unreadable.values()))}, or leave "
+            "such rows out with data.drop=[damaged_photographs]."
+        )
+    leader = groups.leader
     shoots: dict[str, str] = {}
 
     def find(group: str) -> str:

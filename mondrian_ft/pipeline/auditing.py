@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.rows import load_json
 from ..errors import DataError
 from ..files import atomic_write_json
+from ..report import screen
 from . import rows
 from .words import command
 
@@ -78,7 +79,13 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
 
     content = load_json(_path(manifest), "manifest")
     entries = entries_of_manifest(content, advisor_id(config.data.advisor))
-    dropped = rows_to_drop(entries, config.data.drop)
+    with screen.counting(run.console, "comparing photographs") as progress:
+        dropped = rows_to_drop(
+            entries,
+            config.data.drop,
+            cache=rows.PERCEPTUAL_HASHES.absolute(),
+            progress=progress,
+        )
     counts = Counter(dropped.values())
     told = ", ".join(f"{counts[name]} {name}" for name in config.data.drop)
     run.record(dropped={name: counts[name] for name in config.data.drop})
@@ -96,12 +103,13 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
 def _look(config: Config, run: Run, entries: list[Entry]) -> Audit:
     from ..data.audit import audit as look
 
-    with run.console.status("comparing photographs") as status:
+    with screen.counting(run.console, "comparing photographs") as progress:
         return look(
             entries,
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
-            progress=lambda done: status.update(f"comparing photographs: {done}"),
+            cache=rows.PERCEPTUAL_HASHES.absolute(),
+            progress=progress,
         )
 
 
