@@ -3,15 +3,18 @@
 The photographs are the sample's rendered scenes, enlarged to a phone's 4032 × 3024 and given the
 grain of a sensor, so that their files are as large as real ones (2 to 4 MB) and no two are equal.
 One in twenty is another one saved again, and every fifth lies on its side (EXIF orientation 6), as
-phones store them. Making them takes about ten minutes on two cores and 6 GB of disk; they are made
-once for a folder.
+phones store them. Making them takes ten to twenty minutes on two cores and 6 GB of disk. They are
+kept in the folder that the environment variable ``MONDRIAN_FT_LARGE`` names, if it does.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +30,10 @@ from mondrian_ft.sample.jobs import fenced
 from mondrian_ft.sample.prompts import ADVISORS, CLOSING, SYSTEM_PROMPT
 from mondrian_ft.sample.scenes import Scene, render
 
+from . import measure
+from .training_step import ROOT
+
+KEPT = "MONDRIAN_FT_LARGE"
 PHOTOGRAPHS, ROWS = 2000, 10_000
 SIZE = (4032, 3024)
 COPIES = 20
@@ -35,6 +42,75 @@ GRAIN = 7.0
 """Standard deviation of the sensor's noise, in 8-bit steps; it makes files of 2 to 4 MB."""
 QUALITY = 88
 MADE = "made.json"
+
+
+STEPS = (
+    ("link, cold", "task=link", True),
+    ("link, nothing changed", "task=link", False),
+    ("audit, cold", "task=audit", True),
+    ("audit, nothing changed", "task=audit", False),
+    ("prepare, after the audit", "task=prepare", False),
+    ("prepare, cold", "task=prepare", True),
+)
+"""What is run, in this order, and whether it finds no caches of photographs.
+
+The audit and preparing find the manifest of the linking before.
+"""
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Wall time and peak memory of linking, auditing and preparing; the least of ``repeats``."""
+    folder = Path(os.environ[KEPT]) if KEPT in os.environ else Path(tempfile.mkdtemp())
+    try:
+        copies = make(folder)
+        home = folder / "mondrian"
+        settings = [
+            "data=mondrian",
+            "tracking=none",
+            "hydra.run.dir=run",
+            "data.output_dir=data",
+            f"data.db_path={home / 'mondrian.db'}",
+            f"data.source_dir={home / 'source'}",
+            f"data.analysis_dir={home / 'analysis_md'}",
+        ]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        results: dict[str, Any] = {}
+        for _ in range(repeats):
+            work = Path(tempfile.mkdtemp(dir=folder))
+            for name, task, cold in STEPS:
+                if cold:
+                    shutil.rmtree(work / "outputs" / "cache", ignore_errors=True)
+                argv = [sys.executable, "-m", "mondrian_ft", *settings, task]
+                done = measure.process(argv, cwd=work, env=env)
+                best = results.setdefault(name, {"seconds": 1e9, "peak_mb": 0})
+                best["seconds"] = min(best["seconds"], round(done.seconds, 1))
+                best["peak_mb"] = max(best["peak_mb"], round(done.memory * 1000))
+                print(f"{name:<26} {done.seconds:6.1f} s  {done.memory * 1000:5.0f} MB", flush=True)
+            results["groups"] = _judged(work / "data", copies)
+            shutil.rmtree(work)
+    finally:
+        if KEPT not in os.environ:
+            shutil.rmtree(folder)
+    print(results["groups"])
+    return {"settings": {"rows": ROWS, "photographs": PHOTOGRAPHS, "size": SIZE}, **results}
+
+
+def _judged(data: Path, copies: dict[str, str]) -> dict[str, int]:
+    """Copies that the audit missed, and groups in which there are different photographs."""
+    manifest = json.loads((data / "training_data_manifest.json").read_text(encoding="utf-8"))
+    names = {
+        record["image_sha256"]: Path(record["image_path"]).name
+        for record in manifest["by_advisor"]["ansel"]["records"]
+    }
+    facts = json.loads((data / "audit.json").read_text(encoding="utf-8"))["facts"]
+    groups = [{names[key] for key in group} for group in facts["similar_photographs"]]
+    found = sum(any({copy, of} <= group for group in groups) for copy, of in copies.items())
+    shown = [{copies.get(name, name) for name in group} for group in groups]
+    return {
+        "copies": len(copies),
+        "missed": len(copies) - found,
+        "wrong_groups": sum(len(group) > 1 for group in shown),
+    }
 
 
 def make(folder: Path, photographs: int = PHOTOGRAPHS, rows: int = ROWS) -> dict[str, str]:
@@ -80,12 +156,12 @@ def _write_photograph(job: tuple[Path, int]) -> None:
     original = _original(number)
     picture = render(_scene(original))
     rng = np.random.default_rng([7, number])
+    wide = picture.width >= picture.height
     if original != number:
         share = 0.65 + 0.3 * rng.random()
         (w, h), x, y = picture.size, *rng.random(2) * (1 - share)
         box = tuple(round(v) for v in (x * w, y * h, (x + share) * w, (y + share) * h))
         picture = picture.crop(box)  # type: ignore[arg-type]
-    wide = picture.width >= picture.height
     picture = picture.resize(SIZE if wide else SIZE[::-1], Image.Resampling.BICUBIC)
     # Grain of one tile, laid differently each time: drawing 12 million numbers takes a second.
     tile = rng.standard_normal((512, 512)) * GRAIN + 128

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,55 @@ def _jpeg(picture: Image.Image, quality: int, **options: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=quality, **options)
     return stream.getvalue()
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Copies missed, by what was done to them, and pairs of photographs taken for one.
+
+    ``repeats`` changes nothing: what is counted is the same each time.
+    """
+    from mondrian_ft.data.similar import Look, look_at, near_pairs
+
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def look(data: bytes, name: str) -> Look:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            return look_at(path)
+
+        def png(picture: Image.Image) -> bytes:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG", compress_level=1)
+            return stream.getvalue()
+
+        def missed(job: tuple[int, Image.Image]) -> list[tuple[str, bool]]:
+            number, picture = job
+            original = look(png(picture), f"{number}.png")
+            made = copies(picture, np.random.default_rng([1, number]))
+            return [
+                (what, not near_pairs([original, look(data, f"{number}.jpg")]))
+                for what, data in made
+            ]
+
+        theirs = photographs()
+        ours = [picture for seed in range(SEEDS) for picture in scenes(seed)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for kind, some in (("scenes", ours[:SCENES]), ("photographs", list(theirs.values()))):
+                counts: dict[str, list[int]] = {}
+                for what, miss in (m for one in pool.map(missed, enumerate(some)) for m in one):
+                    count = counts.setdefault(what, [0, 0])
+                    count[0] += miss
+                    count[1] += 1
+                for what, (miss, tried) in counts.items():
+                    print(f"{kind:<12} {what:<34} missed {miss:3d} of {tried}")
+                results[kind] = {what: f"{m} of {n}" for what, (m, n) in counts.items()}
+            everything = [*ours, *theirs.values()]
+            jobs = [(png(picture), f"all-{n}.png") for n, picture in enumerate(everything)]
+            looks = list(pool.map(lambda job: look(*job), jobs))
+        # Several samples may draw one scene twice, byte for byte; those are no mistake.
+        different = list({look.grey: look for look in looks}.values())
+        pairs = near_pairs(different)
+    total = len(different) * (len(different) - 1) // 2
+    print(f"{len(pairs)} of {total:,} pairs of different photographs are taken for one")
+    return {**results, "false_pairs": f"{len(pairs)} of {total}"}

@@ -98,6 +98,9 @@ class Critique(BaseModel):
 
     def missing(self) -> list[str]:
         """The keys that were not there, such as ``technical_notes``, ``dimensions[2].comment``."""
+        whole = all(len(d.model_fields_set) == len(DIMENSION_KEYS) for d in self.dimensions)
+        if whole and len(self.model_fields_set) == len(KEYS):
+            return []
         absent = [key for key in KEYS if key not in self.model_fields_set]
         return absent + [
             f"dimensions[{index}].{key}"

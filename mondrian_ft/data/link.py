@@ -201,9 +201,7 @@ class _Linker:
         asked = job.filename, photograph_prefix(job, self.shelf)
         if asked not in self.matches:
             try:
-                found = find_photograph(
-                    asked[0], self.source, asked[1], self.photographs.sha256
-                )
+                found = find_photograph(asked[0], self.source, asked[1], self.photographs.sha256)
             except LeftOut as error:
                 found = error
             self.matches[asked] = found

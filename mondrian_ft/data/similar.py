@@ -41,7 +41,7 @@ COARSE = 0.7
 """Least likeness of 8 × 8 weighted coefficients of a pair that is registered."""
 SHAPE = 0.955
 """Correlation of 16 × 16 or of 32 × 32 weighted coefficients from which two are one photograph."""
-FAINT, NOISE = 0.92, 2.5
+FAINT, NOISE = 0.92, 2.0
 """The correlation that is enough if what differs is fainter than so many of 255 grey levels.
 
 A picture without detail leaves little to correlate but the noise of its compression.
@@ -375,9 +375,7 @@ def _agree(picture: np.ndarray, other: np.ndarray, window: tuple[Interval, Inter
     a = waves @ _resampled(picture, *window) @ waves.T
     b = waves @ _resampled(other, _WHOLE, _WHOLE) @ waves.T
     likeness, fine = (
-        _cosine(
-            _weighted(a[:size, :size].ravel(), size), _weighted(b[:size, :size].ravel(), size)
-        )
+        _cosine(_weighted(a[:size, :size].ravel(), size), _weighted(b[:size, :size].ravel(), size))
         for size in (16, 32)
     )
     # Without the mean, the waves have the contrast of the picture, in grey levels.
@@ -507,7 +505,8 @@ def _load(cache: Path) -> dict[str, tuple[tuple[int, int], Look]]:
     import numpy as np
 
     try:
-        with np.load(cache, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a damaged file open.
+        with cache.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if int(file["version"]) != CACHE_VERSION:
                 return {}
             grey = file["grey"]
