@@ -162,14 +162,15 @@ def _write_photograph(job: tuple[Path, int]) -> None:
         (w, h), x, y = picture.size, *rng.random(2) * (1 - share)
         box = tuple(round(v) for v in (x * w, y * h, (x + share) * w, (y + share) * h))
         picture = picture.crop(box)  # type: ignore[arg-type]
-    picture = picture.resize(SIZE if wide else SIZE[::-1], Image.Resampling.BICUBIC)
+    size = SIZE if wide else (SIZE[1], SIZE[0])
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
     # Grain of one tile, laid differently each time: drawing 12 million numbers takes a second.
     tile = rng.standard_normal((512, 512)) * GRAIN + 128
     patch = Image.fromarray(tile.clip(0, 255).astype(np.uint8))
     grain = Image.new("L", picture.size)
     for top in range(0, picture.height, 512):
         for left in range(0, picture.width, 512):
-            grain.paste(patch.transpose(rng.integers(7)), (left, top))
+            grain.paste(patch.transpose(Image.Transpose(int(rng.integers(7)))), (left, top))
     picture = ImageChops.add(picture, Image.merge("RGB", [grain] * 3), 1, -128)
     exif = Image.Exif()
     if number % 5 == 0:

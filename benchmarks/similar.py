@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 OWN = "MONDRIAN_FT_PHOTOGRAPHS"
 SEEDS = 10
 """Samples whose every scene is compared with every other."""
-SCENES = 120
+SCENES = 60
 """Scenes of which copies are made."""
 NO_PHOTOGRAPHS = {
     # Drawn by a program, the second of a stereo pair, or the grey copy of its neighbour.

@@ -238,7 +238,7 @@ def _group(
     rows: Sequence[Row],
     facts: Sequence[dict[str, Any]],
     cache: Path | None,
-    progress: Callable[[int], Any],
+    progress: Callable[[int, int], Any],
 ) -> None:
     """Give each fact its ``group``: one photograph in all its files, and all of a shoot."""
     paths = {row.image_sha256: row.image_path for row in rows}

@@ -170,7 +170,7 @@ class _Linker:
     limit: int | None
     accept: str
     photographs: Photographs
-    progress: Callable[[int], Any]
+    progress: Callable[[int, int], Any]
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)
