@@ -22,12 +22,14 @@ from .errors import MondrianError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that takes its place when the block succeeds.
 
     The temporary name keeps the ending, because writers such as ``mx.save_safetensors`` add their
     own where it is missing. Missing parent folders are made. If the block fails the temporary
-    file is removed and ``path`` is as it was.
+    file is removed and ``path`` is as it was. What can be made again, and is checked before it is
+    used, need not be ``durable``: then the disk may be flushed later, which for thousands of small
+    files saves minutes, and a power failure may leave an empty file.
 
     Raises:
         MondrianError: the file cannot be written (full disk, no permission, …), naming ``path``.
@@ -37,9 +39,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _fsync(temporary)
+        if durable:
+            _fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        if durable:
+            _fsync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -59,16 +63,44 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def atomic_write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 2) -> None:
+def atomic_write_json(
+    path: str | os.PathLike[str], obj: Any, indent: int | None = 2, *, levels: int | None = None
+) -> None:
     """Writes ``obj`` to ``path`` as strict JSON and a final newline, whole or not at all.
+
+    Args:
+        indent: spaces a level; None writes one line.
+        levels: indent so many levels only, and write what lies deeper on one line: long lists of
+            records are read that way, and written ten times as fast.
 
     Raises:
         ValueError: ``obj`` holds NaN or an infinity, which JSON does not know.
         TypeError: ``obj`` holds something JSON has no form for.
         MondrianError: as ``replacing``.
     """
-    text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
+    if levels is None or indent is None:
+        text = json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
+    else:
+        text = _indented(obj, levels, " " * indent, "\n")
     atomic_write_text(path, text + "\n")
+
+
+def _indented(obj: Any, levels: int, step: str, newline: str) -> str:
+    """JSON of which the first levels are indented; ``newline`` is what a line of obj's begins with.
+
+    Without indentation ``json`` uses its encoder in C.
+    """
+    if not levels or not obj or not isinstance(obj, dict | list):
+        return json.dumps(obj, ensure_ascii=False, allow_nan=False)
+    inner = newline + step
+    if isinstance(obj, list):
+        parts = [_indented(value, levels - 1, step, inner) for value in obj]
+        return f"[{inner}{f',{inner}'.join(parts)}{newline}]"
+    parts = [
+        f"{json.dumps(str(key), ensure_ascii=False)}: {_indented(value, levels - 1, step, inner)}"
+        for key, value in obj.items()
+    ]
+    return f"{{{inner}{f',{inner}'.join(parts)}{newline}}}"
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:

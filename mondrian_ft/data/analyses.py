@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write_text
+from ..files import replacing
 from .critique import CritiqueError, Flaw, render
 from .parsers import MAX_CHARACTERS, Reading, read_analysis
 from .parsers.dimensional import profile_text
@@ -310,8 +310,11 @@ def shelve(analysis: Analysis, job: Job, advisor: str, scratch: Path) -> Path:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{advisor}-{job.id}")[:100]
     key = sha256(f"{job.id}\0{text}".encode("utf-8", "replace")).hexdigest()[:12]
     path = scratch / "analyses" / f"analysis-{plain}-{key}.md"
-    if not path.is_file():
-        atomic_write_text(path, text)
+    content = text.encode("utf-8")
+    # Not flushed to the disk file by file: an empty one of a power failure is told by its size.
+    if not path.is_file() or path.stat().st_size != len(content):
+        with replacing(path, durable=False) as temporary:
+            temporary.write_bytes(content)
     return path
 
 

@@ -98,6 +98,9 @@ class Critique(BaseModel):
 
     def missing(self) -> list[str]:
         """The keys that were not there, such as ``technical_notes``, ``dimensions[2].comment``."""
+        whole = all(len(d.model_fields_set) == len(DIMENSION_KEYS) for d in self.dimensions)
+        if whole and len(self.model_fields_set) == len(KEYS):
+            return []
         absent = [key for key in KEYS if key not in self.model_fields_set]
         return absent + [
             f"dimensions[{index}].{key}"
@@ -348,6 +351,8 @@ def _mend_dimension(dimension: Any, where: str, mends: list[str]) -> Any:
 def _known_keys(
     found: dict[str, Any], keys: Sequence[str], where: str, mends: list[str]
 ) -> dict[str, Any]:
+    if all(key in keys for key in found):
+        return dict(found)
     found = _respelt(found, keys, where, mends)
     # Only beside all known keys is a foreign one surplus; otherwise it may stand for one of them.
     extra = [key for key in found if key not in keys]

@@ -8,7 +8,7 @@ canonical one-line JSON. Its keys ``image_path``, ``prompt`` and ``response`` ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from .example import strip_example
 from .lock import locked_folds, locked_parts, new_entry, read_locks
 from .prompt import build_prompt, fingerprint
 from .rows import Row, check_disjoint, data_lock, hash_photograph, load_json, read_rows
-from .similar import near_groups, perceptual_hashes
+from .similar import near_groups
 from .split import PARTS, assign, assign_folds
 from .store import advisor_id
 
@@ -78,6 +78,7 @@ def prepare(
     corrections: Corrections | None = None,
     strip_prompt_example: bool = False,
     cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Prepared:
     """Turn a manifest into the training files of one advisor (None: of all of them together).
 
@@ -99,15 +100,15 @@ def prepare(
             about what is another analysis or photograph by now are not applied
             (``meta["corrections"]``).
         strip_prompt_example: take the scores out of filled examples in prompts.
-        cache: a file that keeps perceptual hashes until the photographs change.
+        cache, progress: of the photographs that are decoded, as of `similar.near_groups`.
 
     A ``split.lock.json`` in ``output_dir`` is honoured: see `lock`. Files that show one photograph
     (`similar`), and records with the same ``shoot``, are dealt together.
 
     Raises:
         DataError: the manifest is unreadable or has no record of ``advisor``, a photograph or an
-            analysis is gone or changed since it was linked, there are too few photographs, or the
-            split lock does not fit.
+            analysis is gone or changed since it was linked, a photograph is damaged, there are too
+            few photographs, or the split lock does not fit.
     """
     source = None if isinstance(manifest, Mapping) else Path(manifest).absolute()
     content = manifest if isinstance(manifest, Mapping) else load_json(Path(manifest), "manifest")
@@ -129,10 +130,10 @@ def prepare(
     rows: dict[str, Row] = {}
     mapped: Counter[str] = Counter(dict.fromkeys(dimension_map or {}, 0))
     facts: list[dict[str, Any]] = []
+    hashes: dict[Path, str] = {}
     for record in records:
-        row, critique, renamed = _row(
-            record, prompts, fit.corrected.get(record["job_id"]), dimension_map or {}
-        )
+        correction = fit.corrected.get(record["job_id"])
+        row, critique, renamed = _row(record, prompts, hashes, correction, dimension_map or {})
         mapped.update(renamed)
         rows[row.job_id] = row
         facts.append(
@@ -151,7 +152,7 @@ def prepare(
     locked = locked_parts(
         earlier, facts, seed=seed, splits=splits, path=Path(output_dir) / LOCK_NAME
     )
-    _group(list(rows.values()), facts, cache)
+    _group(list(rows.values()), facts, cache, progress)
     parts = assign(
         facts, train=train_split, val=val_split, test=test_split, seed=seed, locked=locked
     )
@@ -250,13 +251,17 @@ def _records(
 def _row(
     record: Mapping[str, Any],
     prompts: Mapping[str, Any],
+    hashes: dict[Path, str],
     correction: Correction | None,
     dimension_map: Mapping[str, str | None],
 ) -> tuple[Row, Critique, list[str]]:
-    """A record's row, its critique, and the names that ``dimension_map`` changed in it."""
+    """A record's row, its critique, and the names that ``dimension_map`` changed in it.
+
+    ``hashes`` remembers the photographs that were hashed.
+    """
     job, path = str(record["job_id"]), Path(record["image_path"]).absolute()
     analysis = Path(record["analysis_path"])
-    sha256 = hash_photograph(path, f"job {job}")
+    sha256 = hash_photograph(path, f"job {job}", hashes)
     if sha256 != record.get("image_sha256", sha256):
         raise DataError(f"The photograph {path} changed since it was linked; run task=link again.")
     try:
@@ -304,15 +309,27 @@ def _seen(record: Mapping[str, Any]) -> Seen:
         text = _text(Path(record["analysis_path"]))
     except (OSError, UnicodeDecodeError):
         text = ""
-    sha256 = record.get("image_sha256") or hash_photograph(image, f"job {job}")
+    sha256 = record.get("image_sha256") or hash_photograph(image, f"job {job}", {})
     return Seen(job, sha256, analysis_hash(text))
 
 
-def _group(rows: Sequence[Row], facts: Sequence[dict[str, Any]], cache: Path | None) -> None:
+def _group(
+    rows: Sequence[Row],
+    facts: Sequence[dict[str, Any]],
+    cache: Path | None,
+    progress: Callable[[int, int], Any],
+) -> None:
     """Give each fact its ``group``: one photograph in all its files, and all of a shoot."""
     paths = {row.image_sha256: row.image_path for row in rows}
-    looks = perceptual_hashes(paths.values(), cache)
-    leader = near_groups({sha256: looks[path] for sha256, path in paths.items()})
+    groups = near_groups(paths, cache=cache, progress=progress)
+    if groups.unreadable:
+        damaged = len(groups.unreadable)
+        others = f" (and {damaged - 1} more photographs)" if damaged > 1 else ""
+        raise DataError(
+            f"A photograph is damaged{others}: {next(iter(groups.unreadable.values()))}, or leave "
+            "such rows out with data.drop=[damaged_photographs]."
+        )
+    leader = groups.leader
     shoots: dict[str, str] = {}
 
     def find(group: str) -> str:

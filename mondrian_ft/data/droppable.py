@@ -4,6 +4,7 @@ config imports nothing else."""
 from __future__ import annotations
 
 DROPPABLE: tuple[str, ...] = (
+    "damaged_photographs",
     "template_scores",
     "repeated_scores",
     "identical_texts",

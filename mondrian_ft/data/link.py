@@ -8,7 +8,7 @@ training and evaluation files"), and more beside them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -55,6 +55,7 @@ def link(
     accept: str = "mended",
     scratch: Path,
     cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> LinkResult:
     """Join the finished rows of one or more job databases with photographs and analyses.
 
@@ -68,6 +69,7 @@ def link(
         scratch: where ``analyses/`` is made for analyses that are stored in the rows, or not as
             JSON.
         cache: a file that keeps what is known of photographs until they change; None keeps nothing.
+        progress: told how many photographs have been checked, and of how many.
 
     Returns:
         ``manifest``: ``timestamp``, ``total_records``, ``by_advisor.<advisor>.count`` and
@@ -102,6 +104,7 @@ def link(
         limit=limit,
         accept=accept,
         photographs=Photographs(cache),
+        progress=progress,
     )
     for store in stores:
         linker.add(store)
@@ -115,8 +118,9 @@ def link(
 def write(result: LinkResult, output_dir: str | Path) -> Path:
     """Write the manifest and the report into ``output_dir``; returns the manifest's path."""
     path = Path(output_dir) / MANIFEST_NAME
-    atomic_write_json(Path(output_dir) / REPORT_NAME, result.report)
-    atomic_write_json(path, result.manifest)
+    # A line for each row that was left out, and for each record of an advisor.
+    atomic_write_json(Path(output_dir) / REPORT_NAME, result.report, levels=2)
+    atomic_write_json(path, result.manifest, levels=4)
     return path
 
 
@@ -130,6 +134,7 @@ def link_into(
     limit: int | None = None,
     accept: str = "mended",
     cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> LinkResult:
     """`link` and `write` in one; the report is written even when no row could be linked."""
     output = Path(output_dir)
@@ -143,9 +148,10 @@ def link_into(
             accept=accept,
             scratch=output,
             cache=cache,
+            progress=progress,
         )
     except NoUsableRows as error:
-        atomic_write_json(output / REPORT_NAME, error.report)
+        atomic_write_json(output / REPORT_NAME, error.report, levels=2)
         raise NoUsableRows(
             f"{error} Every row and its reason: {output / REPORT_NAME}.", error.report
         ) from None
@@ -164,9 +170,11 @@ class _Linker:
     limit: int | None
     accept: str
     photographs: Photographs
+    progress: Callable[[int, int], Any]
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)
+    matches: dict[tuple[str | None, str | None], Match | LeftOut] = field(default_factory=dict)
 
     def add(self, store: JobStore) -> None:
         """Link or leave out every row of one database."""
@@ -187,11 +195,20 @@ class _Linker:
                 choose_advisor(job, self.advisor)
                 check_finished(job)
                 paths.append(self._photograph(job).path)
-        self.photographs.check_all(paths)
+        self.photographs.check_all(paths, self.progress)
 
     def _photograph(self, job: Job) -> Match:
-        prefix = photograph_prefix(job, self.shelf)
-        return find_photograph(job.filename, self.source, prefix, self.photographs.sha256)
+        asked = job.filename, photograph_prefix(job, self.shelf)
+        if asked not in self.matches:
+            try:
+                found = find_photograph(asked[0], self.source, asked[1], self.photographs.sha256)
+            except LeftOut as error:
+                found = error
+            self.matches[asked] = found
+        match = self.matches[asked]
+        if isinstance(match, LeftOut):
+            raise LeftOut(match.reason, str(match))
+        return match
 
     def _record(self, job: Job, store: JobStore, profiles: _Profiles) -> dict[str, Any]:
         advisor = choose_advisor(job, self.advisor)

@@ -49,7 +49,8 @@ def read_rows(path: str | Path) -> list[Row]:
         raise DataError(f"{path} holds no list of examples; it should begin with '['.")
     if not content:
         raise DataError(f"{path} holds no example; prepare the data again.")
-    return [_read_row(entry, number, path) for number, entry in enumerate(content, 1)]
+    hashes: dict[Path, str] = {}
+    return [_read_row(entry, number, path, hashes) for number, entry in enumerate(content, 1)]
 
 
 def data_lock(parts: Mapping[str, Sequence[Row]]) -> str:
@@ -79,10 +80,15 @@ def check_disjoint(parts: Mapping[str, Sequence[Row]]) -> None:
                 )
 
 
-def hash_photograph(path: Path, whose: str) -> str:
-    """A photograph's SHA-256; ``whose`` names its row in the `DataError` if it cannot be read."""
+def hash_photograph(path: Path, whose: str, known: dict[Path, str]) -> str:
+    """A photograph's SHA-256; ``whose`` names its row in the `DataError` if it cannot be read.
+
+    ``known`` keeps the hashes of one reading: most photographs are those of several rows.
+    """
     try:
-        return sha256_file(path)
+        if path not in known:
+            known[path] = sha256_file(path)
+        return known[path]
     except OSError as error:
         raise DataError(
             f"The photograph {path} of {whose} cannot be read: {error.strerror}; put it back, or "
@@ -90,7 +96,7 @@ def hash_photograph(path: Path, whose: str) -> str:
         ) from error
 
 
-def _read_row(entry: Any, number: int, path: Path) -> Row:
+def _read_row(entry: Any, number: int, path: Path, hashes: dict[Path, str]) -> Row:
     where = f"Example {number} of {path}"
     if not isinstance(entry, dict):
         raise DataError(f"{where} is no object with image_path, prompt and response.")
@@ -108,7 +114,7 @@ def _read_row(entry: Any, number: int, path: Path) -> Row:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where} has {text!r} as `{key}`; it should be a text.")
     image = Path(texts["image_path"]).expanduser().absolute()
-    sha256 = hash_photograph(image, where)
+    sha256 = hash_photograph(image, where, hashes)
     if entry.get("image_sha256", sha256) != sha256:
         raise DataError(
             f"{where}: the photograph {image} changed since it was linked; run task=link and "

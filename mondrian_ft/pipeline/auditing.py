@@ -10,6 +10,7 @@ from ..data.corrections import facts_of
 from ..data.rows import load_json
 from ..errors import DataError, ModelError
 from ..files import atomic_write_json
+from ..report import screen
 from . import rows
 from .words import command
 
@@ -85,7 +86,13 @@ def left_out(config: Config, run: Run, manifest: Any) -> dict[str, str]:
     linked, content = entries_of(config, manifest)
     # What a person corrected or rejected needs no finding to leave it out.
     entries, _ = _corrected(config, linked, rows.corrections(config, run), content)
-    dropped = rows_to_drop(entries, config.data.drop)
+    with screen.counting(run.console, "comparing photographs") as progress:
+        dropped = rows_to_drop(
+            entries,
+            config.data.drop,
+            cache=rows.PERCEPTUAL_HASHES.absolute(),
+            progress=progress,
+        )
     counts = Counter(dropped.values())
     told = ", ".join(f"{counts[name]} {name}" for name in config.data.drop)
     run.record(dropped={name: counts[name] for name in config.data.drop})
@@ -147,12 +154,13 @@ def look(config: Config, run: Run, entries: list[Entry], encoder: Encoder | None
     """All findings about the rows, with a line in the terminal while photographs are compared."""
     from ..data.audit import audit as measure
 
-    with run.console.status("comparing photographs") as status:
+    with screen.counting(run.console, "comparing photographs") as progress:
         return measure(
             entries,
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
-            progress=lambda done: status.update(f"comparing photographs: {done}"),
+            cache=rows.PERCEPTUAL_HASHES.absolute(),
+            progress=progress,
             encoder=encoder,
         )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PARTS = ("train", "val", "test")
 PHOTOGRAPHS_KNOWN = Path("outputs/cache/photographs.json")
 """Hashes and sizes of photographs, kept until a file changes."""
-PERCEPTUAL_HASHES = Path("outputs/cache/perceptual_hashes.json")
+PERCEPTUAL_HASHES = Path("outputs/cache/perceptual_hashes.npz")
 """What tells that two files show one photograph, kept until a file changes."""
 
 
@@ -55,16 +55,18 @@ def link(config: Config, run: Run) -> None:
         db_path, source, analyses = data.db_path, Path(data.source_dir or ""), data.analysis_dir
     folder = data_dir(config, run)
     try:
-        result = link_into(
-            folder,
-            db_path,
-            source,
-            analyses,
-            data.advisor,
-            limit=data.limit,
-            accept=data.accept.value,
-            cache=PHOTOGRAPHS_KNOWN.absolute(),
-        )
+        with screen.counting(run.console, "checking photographs") as progress:
+            result = link_into(
+                folder,
+                db_path,
+                source,
+                analyses,
+                data.advisor,
+                limit=data.limit,
+                accept=data.accept.value,
+                cache=PHOTOGRAPHS_KNOWN.absolute(),
+                progress=progress,
+            )
     except NoUsableRows as error:
         screen.show_link(run.console, error.report)
         raise
@@ -83,22 +85,24 @@ def prepare(config: Config, run: Run) -> Parts:
         from .auditing import left_out
 
         dropped = left_out(config, run, manifest)
-    prepared = prepare_rows(
-        manifest,
-        advisor=data.advisor,
-        train_split=data.train_split,
-        val_split=data.val_split,
-        test_split=data.test_split,
-        seed=data.seed,
-        output_dir=folder,
-        folds=data.folds,
-        limit=data.limit,
-        dimension_map=data.dimension_map,
-        leave_out=dropped,
-        corrections=corrected,
-        strip_prompt_example=data.prompt_example.value == "strip",
-        cache=PERCEPTUAL_HASHES.absolute(),
-    )
+    with screen.counting(run.console, "comparing photographs") as progress:
+        prepared = prepare_rows(
+            manifest,
+            advisor=data.advisor,
+            train_split=data.train_split,
+            val_split=data.val_split,
+            test_split=data.test_split,
+            seed=data.seed,
+            output_dir=folder,
+            folds=data.folds,
+            limit=data.limit,
+            dimension_map=data.dimension_map,
+            leave_out=dropped,
+            corrections=corrected,
+            strip_prompt_example=data.prompt_example.value == "strip",
+            cache=PERCEPTUAL_HASHES.absolute(),
+            progress=progress,
+        )
     tell_corrections(run, corrected, prepared.meta["corrections"])
     for name, rows in prepared.meta["mapped_dimensions"].items():
         if not rows:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,39 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
             plain(wording.points(metrics.get("score_mae"))),
         )
     return table
+
+
+@contextmanager
+def counting(console: Console, words: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a long count is, as a bar in a terminal and as nothing in a file or pipe.
+
+    Yields:
+        What is told ``(done, total)``; the bar appears with the first call.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console, transient=True) as bar:
+        task = None
+
+        def tell(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task(words, total=total)
+            bar.update(task, completed=done, total=total)
+
+        yield tell
 
 
 def near(path: Path | str) -> str:

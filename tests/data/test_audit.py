@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,7 +19,6 @@ from mondrian_ft.data.audit import (
     entries_of_rows,
     rows_to_drop,
 )
-from mondrian_ft.data.audit.likeness import hashes, near_duplicates, thumbnail
 from mondrian_ft.data.audit.pictures import image_tokens
 from mondrian_ft.data.audit.texts import longest_loop
 from mondrian_ft.data.audit.verdict import judge, smallest_shown
@@ -26,6 +26,7 @@ from mondrian_ft.data.critique import DIMENSIONS
 from mondrian_ft.data.example import KNOWN_VECTOR
 from mondrian_ft.data.link import link
 from mondrian_ft.data.rows import Row
+from mondrian_ft.data.similar import near_groups
 from mondrian_ft.sample.scenes import Scene, render
 
 from .world import SHARED, World, critique, fenced
@@ -170,7 +171,7 @@ def test_dropping(world: World) -> None:
     entries = entries_of_manifest(linked.manifest)
     assert set(rows_to_drop(entries, DROPPABLE).values()) == {"template_scores"}
     assert rows_to_drop(entries, ["non_english"]) == {}
-    assert set(DROPPABLE) - {"near_duplicates"} <= set(SIMPLE)
+    assert set(DROPPABLE) - {"near_duplicates", "damaged_photographs"} <= set(SIMPLE)
 
 
 def test_an_analysis_that_is_gone_is_a_finding(world: World) -> None:
@@ -186,59 +187,46 @@ def test_an_analysis_that_is_gone_is_a_finding(world: World) -> None:
 # -- photographs ---------------------------------------------------------------------------------
 
 
-def scene(seed: int) -> Image.Image:
-    import numpy as np
-
-    return render(Scene.draw(np.random.default_rng(seed)))
-
-
-def test_recompressed_and_cropped_copies_are_found(tmp_path: Path) -> None:
-    """A smaller, harder compressed copy and a crop belong to their original, others do not."""
-    paths = []
-    for seed in range(4):
-        picture = scene(seed)
-        w, h = picture.size
-        copies = {
-            "original.png": picture,
-            "small.jpg": picture.resize((w * 2 // 3, h * 2 // 3)),
-            "crop.jpg": picture.crop((0, h // 8, w, h)),
-        }
-        for name, copy in copies.items():
-            paths.append(tmp_path / f"{seed}-{name}")
-            copy.save(paths[-1], quality=40)
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    assert near_duplicates([*paths, tmp_path / "broken.jpg"]) == [
-        {3 * seed, 3 * seed + 1, 3 * seed + 2} for seed in range(4)
-    ]
-
-
-def test_scenes_alike_are_not_copies(tmp_path: Path) -> None:
-    """Different landscapes share skylines and skies, and are still different photographs."""
-    paths = []
-    for seed in range(40):
-        paths.append(tmp_path / f"{seed}.jpg")
-        scene(100 + seed).save(paths[-1], quality=90)
-    assert near_duplicates(paths) == []
-
-
-def test_batched_hashes_are_imagehash(tmp_path: Path) -> None:
-    """The hashes of crops are ImageHash's own, made many at a time."""
-    import imagehash
-    import numpy as np
-
-    scene(7).save(tmp_path / "a.png")
-    thumb = thumbnail(tmp_path / "a.png")
-    assert thumb is not None
-    bits = imagehash.phash(thumb.resize((32, 32))).hash.reshape(-1)
-    batch = hashes(np.asarray(thumb.resize((32, 32)))[None])
-    assert batch[0] == np.packbits(bits).view(np.uint64)[0]
+def test_a_copy_is_found_and_a_damaged_photograph_is_named(world: World) -> None:
+    """The audit's groups are those of the split; what cannot be decoded is in none of them."""
+    for key in range(4):
+        add(world, key, label(varied(key), f"stone number {key}"))
+    for key in range(4):
+        render(Scene.draw(np.random.default_rng(key))).save(world.source / f"{key}.png")
+    with Image.open(world.source / "0.png") as picture:
+        width, height = picture.size
+        box = (width // 8, height // 8, width, height)
+        picture.crop(box).save(world.source / "1.png")
+    linked = link(world.db, world.source, world.analyses, "ansel", scratch=world.output)
+    entries = entries_of_manifest(linked.manifest)
+    (world.source / "3.png").write_bytes((world.source / "3.png").read_bytes()[:3000])
+    cache = world.folder / "looks.npz"
+    told: list[tuple[int, int]] = []
+    found = audit(
+        entries,
+        min_pixels=3136,
+        max_pixels=10**6,
+        cache=cache,
+        progress=lambda *count: told.append(count),
+    )
+    assert named(found)["near_duplicates"] == ("job-01",)
+    assert named(found)["damaged_photographs"] == ("job-03",)
+    damaged = next(f for f in found.findings if f.name == "damaged_photographs")
+    assert "3.png" in damaged.explanation
+    assert "data.drop=[damaged_photographs]" in damaged.action
+    groups = found.facts["similar_photographs"]
+    photographs = {e.job_id: e.photograph for e in entries}
+    assert groups == [sorted([photographs["job-00"], photographs["job-01"]])]
+    assert told[-1] == (4, 4)
+    dropped = rows_to_drop(entries, ["damaged_photographs", "near_duplicates"], cache=cache)
+    assert dropped == {"job-03": "damaged_photographs", "job-01": "near_duplicates"}
+    paths = {entry.photograph: entry.image for entry in entries}
+    assert [sorted(group) for group in near_groups(paths, cache=cache).several()] == groups
 
 
 @pytest.mark.parametrize("size", [(4032, 3024), (4000, 3000), (237, 304), (320, 240), (40, 900)])
 def test_image_tokens_are_the_processors(size: tuple[int, int]) -> None:
     """The count without decoding is what the model's own processor makes."""
-    import numpy as np
-
     from mondrian_ft.model.processor import image_processor
     from mondrian_ft.sample import model_dir
 

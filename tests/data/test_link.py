@@ -250,7 +250,7 @@ def tiny_png() -> bytes:
     ids=["truncated", "1x1", "text", "0-byte"],
 )
 def test_a_file_that_is_no_photograph_is_left_out(world: World, content: bytes, reason: str):
-    """Checked by decoding, once, when linking: not hours later when training."""
+    """Checked once, when linking: not hours later when training."""
     world.good("good", 1)
     (world.source / "bad.jpg").write_bytes(content)
     for job_id in ("a", "b"):
@@ -272,6 +272,41 @@ def test_any_cut_of_any_format_is_a_reason_and_never_a_crash(tmp_path: Path):
             with pytest.raises(LeftOut) as caught:
                 check_photograph(cut)
             assert caught.value.reason is Reason.PHOTOGRAPH_UNREADABLE
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_anywhere_is_noticed_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progressive: bool
+):
+    """Also where it is cut just behind the end marker of the thumbnail in its EXIF."""
+    stream = io.BytesIO()
+    Image.effect_noise((32, 32), 60).save(stream, "JPEG")
+    thumbnail = stream.getvalue()
+    exif = Image.Exif()
+    # A comment (0x9286) is as good a place for the thumbnail's bytes as its own.
+    exif.get_ifd(0x8769)[0x9286] = thumbnail
+    path, whole = tmp_path / "cut.jpg", tmp_path / "whole.jpg"
+    picture = Image.effect_noise((64, 48), 60).convert("RGB")
+    picture.save(whole, exif=exif, progressive=progressive)
+    content = whole.read_bytes()
+    behind = content.index(thumbnail) + len(thumbnail)
+    assert content[:behind].endswith(b"\xff\xd9")
+    for length in {*range(0, len(content), 37), behind, *range(len(content) - 40, len(content))}:
+        path.write_bytes(content[:length])
+        with pytest.raises(LeftOut) as caught:
+            check_photograph(path)
+        assert caught.value.reason is Reason.PHOTOGRAPH_UNREADABLE, length
+
+    def decoded(*_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    # What some phones and editors put behind the picture makes it no worse.
+    path.write_bytes(content + b"trailer")
+    assert check_photograph(path).size == (64, 48)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    assert check_photograph(whole).size == (64, 48)
+    with pytest.raises(AssertionError, match="was decoded"):
+        check_photograph(path)
 
 
 def test_the_size_is_that_of_the_upright_picture(tmp_path: Path):

@@ -1,7 +1,7 @@
 """What the labels are worth: findings about the linked rows, and one verdict.
 
 Each finding is a pure function from `Entry` rows to a list with one `Finding` or none; `audit`
-calls them all. Nothing here decodes a photograph except `likeness`, and nothing imports MLX.
+calls them all. Photographs are decoded only by `similar`, and nothing imports MLX.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..batches import Encoder
 from ..critique import render
 from ..droppable import DROPPABLE
+from ..similar import near_groups
 from . import labels, pictures, prompts, texts
 from .entries import (
     Entry,
@@ -86,7 +88,8 @@ def audit(
     *,
     min_pixels: int,
     max_pixels: int,
-    progress: Callable[[int], Any] = lambda done: None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
     encoder: Encoder | None = None,
 ) -> Audit:
     """Look at rows in every way there is.
@@ -94,11 +97,13 @@ def audit(
     Args:
         entries: from `entries_of_manifest` or `entries_of_rows`.
         min_pixels, max_pixels: bounds on a photograph as the model sees it, for its tokens.
-        progress: told how many photographs have been compared.
+        cache, progress: of the photographs that are decoded, as of `similar.near_groups`.
         encoder: counts the rows' tokens; None leaves ``facts["tokens"]`` empty.
     """
-    alike = pictures.groups_alike(entries, progress)
-    looks = {name: look(entries) for name, look in SIMPLE.items()}
+    groups = near_groups(pictures.photographs_of(entries), cache=cache, progress=progress)
+    alike = groups.several()
+    looks = {"damaged_photographs": pictures.damaged_photographs(entries, groups.unreadable)}
+    looks |= {name: look(entries) for name, look in SIMPLE.items()}
     looks["exact_duplicates"] += pictures.near_duplicates(entries, alike)
     found = [finding for some in looks.values() for finding in some]
     spoilt = {row for finding in found if finding.spoils for row in finding.rows}
@@ -143,15 +148,27 @@ def token_facts(
     return {**spreads, "longest_row": longest[1]}
 
 
-def rows_to_drop(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, str]:
+def rows_to_drop(
+    entries: Sequence[Entry],
+    names: Sequence[str],
+    *,
+    cache: Path | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, str]:
     """Rows that findings of those names leave out: job id to the first finding that names it.
 
-    ``names`` are of `DROPPABLE`; photographs are decoded only for ``near_duplicates``.
+    ``names`` are of `DROPPABLE`; photographs are decoded only for ``near_duplicates`` and
+    ``damaged_photographs``, with ``cache`` and ``progress`` as of `similar.near_groups`.
     """
     dropped: dict[str, str] = {}
+    groups = None
+    if {"near_duplicates", "damaged_photographs"} & {*names}:
+        groups = near_groups(pictures.photographs_of(entries), cache=cache, progress=progress)
     for name in names:
-        if name == "near_duplicates":
-            found = pictures.near_duplicates(entries, pictures.groups_alike(entries))
+        if groups and name == "near_duplicates":
+            found = pictures.near_duplicates(entries, groups.several())
+        elif groups and name == "damaged_photographs":
+            found = pictures.damaged_photographs(entries, groups.unreadable)
         else:
             found = SIMPLE[name](entries)
         for finding in found:

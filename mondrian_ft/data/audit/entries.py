@@ -52,7 +52,9 @@ class Entry:
             DataError: the photograph has to be hashed, and cannot be read.
         """
         hashed = len(self.photograph) == 64 and not set(self.photograph) - set("0123456789abcdef")
-        sha256 = self.photograph if hashed else hash_photograph(self.image, f"job {self.job_id}")
+        sha256 = (
+            self.photograph if hashed else hash_photograph(self.image, f"job {self.job_id}", {})
+        )
         return Seen(self.job_id, sha256, analysis_hash(self.text))
 
 

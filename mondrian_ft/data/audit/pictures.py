@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import DataError
 from .entries import Entry
 from .findings import Finding, finding, some
 
@@ -62,20 +63,32 @@ def independent(entries: Iterable[Entry], alike: Sequence[set[str]]) -> int:
     return len({first.get(entry.photograph, entry.photograph) for entry in entries})
 
 
-def groups_alike(
-    entries: Sequence[Entry], progress: Callable[[int], Any] = lambda done: None
-) -> list[set[str]]:
-    """Photographs (their hashes) that show one picture; see `likeness`."""
-    from .likeness import near_duplicates as look
+def damaged_photographs(
+    entries: Sequence[Entry], unreadable: Mapping[str, DataError]
+) -> list[Finding]:
+    """Rows whose photograph cannot be decoded, which linking, that decodes no JPEG, let pass.
 
+    Args:
+        unreadable: what is wrong with photographs, by their hashes.
+    """
+    found = [entry for entry in entries if entry.photograph in unreadable]
+    first = next(iter(unreadable.values()), "")
+    return finding(
+        "damaged_photographs",
+        "the photograph is damaged",
+        found,
+        f"In {some(len(found), 'row')} the photograph ({some(len(unreadable), 'file')}) cannot be "
+        f"decoded: {first}.",
+        action="replace the file and run task=link again",
+    )
+
+
+def photographs_of(entries: Iterable[Entry]) -> dict[str, Path]:
+    """One file of each photograph, by its hash."""
     paths: dict[str, Path] = {}
     for entry in entries:
         paths.setdefault(entry.photograph, entry.image)
-    hashes = list(paths)
-    return [
-        {hashes[index] for index in group}
-        for group in look(list(paths.values()), progress=progress)
-    ]
+    return paths
 
 
 def image_tokens(width: int, height: int, min_pixels: int, max_pixels: int) -> int:
@@ -96,7 +109,8 @@ def image_tokens(width: int, height: int, min_pixels: int, max_pixels: int) -> i
 
 def picture_facts(entries: Sequence[Entry], min_pixels: int, max_pixels: int) -> dict[str, Any]:
     """Rows per photograph and advisor, and image tokens: smallest, middle, largest, uncapped."""
-    sizes = {e.photograph: size for e in entries if (size := e.size or measure(e.image))}
+    first = {entry.photograph: entry for entry in reversed(entries)}
+    sizes = {key: size for key, e in first.items() if (size := e.size or measure(e.image))}
     tokens = sorted(image_tokens(*size, min_pixels, max_pixels) for size in sizes.values())
     uncapped = [image_tokens(*size, min_pixels, 10**12) for size in sizes.values()]
     per = Counter(Counter(entry.photograph for entry in entries).values())
