@@ -57,16 +57,16 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
                 "photographs and judge the answers"
             )
         desk = Desk(pairs, found, adapter=adapter, seed=task.seed, reviewer=task.reviewer)
-        counts = desk.counts()
-        said = run.console.print
-        said(f"\nAssess {wording.count(counts['all'], 'pair')}, {counts['left']} of them not yet:")
-        said(f"  {local.url_of(task.host, listening)}", style="bold", soft_wrap=True, markup=False)
-        said("Which is whose is told at the end. Ctrl-C stops it; each choice is on the disk.")
 
         def keep() -> None:
             tell(run, path, folder, pairs)
 
         app = make_app(desk, host=task.host, on_reveal=keep)
+        counts = desk.counts()
+        said = run.console.print
+        said(f"\nAssess {wording.count(counts['all'], 'pair')}, {counts['left']} of them not yet:")
+        said(f"  {local.url_of(task.host, listening)}", style="bold", soft_wrap=True, markup=False)
+        said("Which is whose is told at the end. Ctrl-C stops it; each choice is on the disk.")
         local.serve(app, listening)
     people = tell(run, path, folder, pairs)
     counts = desk.counts()

@@ -136,6 +136,7 @@ def test_by_keyboard_to_the_reveal(report: Path, url: str, tmp_path: Path) -> No
         assert "people" not in page.text("closing-said").lower()
         page.press(Keys.ENTER)
         page.wait(lambda: "exact sign test" in page.text("closing-said"))
+        assert page.text("closing-title") == "No clear preference.", "two or three say nothing"
         page.shot("result")
         assert "not e or u, only words!" in page.text("result")
         page.press("k")
@@ -171,6 +172,9 @@ def test_dark_and_on_a_phone_with_fingers(report: Path, url: str, tmp_path: Path
         page.at(2, "Right is better")
         assert browser.execute_script("return document.documentElement.scrollWidth") == 390
         page.shot("phone")
+        clipped = "return [...document.querySelectorAll('footer button')].filter(e =>"
+        clipped += " e.scrollWidth > e.clientWidth).length"
+        assert browser.execute_script(clipped) == 0
         browser.execute_script("document.getElementById('texts').scrollIntoView()")
         page.shot("phone-texts")
         browser.find_element("id", "equal").click()

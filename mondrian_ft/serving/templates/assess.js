@@ -255,8 +255,10 @@ async function reveal() {
   const found = await ask("/api/reveal", {});
   final = true;
   const people = found.people;
-  $("closing-title").textContent = people.tuned > people.base ? "The tuned one was preferred." :
-    people.tuned < people.base ? "The base was preferred." : "Neither was preferred.";
+  // A headline claims no more than the test does.
+  $("closing-title").textContent = people.p_value === null || people.p_value > 0.05
+    ? "No clear preference."
+    : `The ${people.tuned > people.base ? "tuned" : "base"} model’s critiques were preferred.`;
   $("closing-said").textContent = found.sentence;
   const shares = element("div", "shares");
   const legend = element("p", "legend");
@@ -289,7 +291,7 @@ async function reveal() {
   $("result").hidden = false;
   $("reveal").hidden = true;
   close();
-  tell("The report is written. Ctrl-C in the terminal stops the server.");
+  tell("Ctrl-C in the terminal stops the server; the report tells the result.");
 }
 
 // -- the photograph
