@@ -50,6 +50,11 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
     found = assessments.read(folder / ASSESSMENTS_NAME)
     if found.notice:
         run.warn(found.notice)
+    if stale := assessments.summarise(pairs, found)["stale"]:
+        run.warn(
+            f"{wording.count(stale, 'judgement')} in {found.path} about other answers than this "
+            "report's will not count"
+        )
     with local.listen(task.host, task.port) as listening:
         if not local.is_loopback(task.host):
             run.warn(

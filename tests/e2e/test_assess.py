@@ -171,6 +171,21 @@ def test_nothing_judged_changes_nothing(report: Path, tmp_path: Path) -> None:
     assert report.read_bytes() == before
 
 
+def test_judgements_of_an_earlier_evaluation_are_told(report: Path, tmp_path: Path) -> None:
+    """Evaluated again with other answers: what was said of the first ones does not count."""
+    with serving(tmp_path, f"task.report={report}") as (url, _):
+        prefer_tuned(url, 0)
+    content = read_json(report)
+    for sample in content["sample_results"]:
+        sample["base_model"]["full_output"] += " "
+    report.write_text(json.dumps(content), encoding="utf-8")
+    with serving(tmp_path, f"task.report={report}") as (url, printed):
+        assert ask(url, "/api/pairs")["counts"]["judged"] == 0
+    assert "warning: 1 judgement in " in printed[1]
+    assert "people" not in read_json(report)["evidence"]
+    assert "exact sign test" not in (report.parent / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_report_that_breaks_meanwhile_loses_no_work(report: Path, tmp_path: Path) -> None:
     with serving(tmp_path, f"task.report={report}") as (url, printed):
         prefer_tuned(url, 0)
