@@ -157,6 +157,36 @@ class Evaluate(Task):
 
 
 @dataclass
+class Assess(Task):
+    """A local page for a person's blind comparison of base and tuned -> assessments.jsonl."""
+
+    report: str | None = _path(or_name=True)
+    """What to judge: a comparison_report.json, a run folder, an adapter directory, or a version or
+    channel of the registry; null takes ``eval.report``, else this experiment's newest run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1 is reached from this machine only."""
+    port: int = 5111
+    """Port to listen on, 0 to 65535; 0 is any free one."""
+    seed: int = 0
+    """Seed of the order and of who stands on the left."""
+    reviewer: str | None = None
+    """Name written beside each judgement; with several people each one gives their own."""
+
+    def __post_init__(self) -> None:
+        if not self.host.strip():
+            raise ConfigError("task.host is empty, but it must be an address such as 127.0.0.1.")
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError(f"task.port is {self.port}, but it must be 0 to 65535.")
+        if self.reviewer is not None and not self.reviewer.strip():
+            raise ConfigError("task.reviewer is blank; give a name, or null for none.")
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.assess(self, config, run)
+
+
+@dataclass
 class Export(Task):
     """Adapter directory -> another layout."""
 
@@ -255,6 +285,7 @@ TASKS: dict[str, type[Task]] = {
     "inspect": Inspect,
     "train": Train,
     "evaluate": Evaluate,
+    "assess": Assess,
     "export": Export,
     "versions": Versions,
     "register": Register,

@@ -169,6 +169,7 @@ def sample_result(
     return {
         "image": Path(row.image_path).name,
         "image_path": str(row.image_path),
+        "image_sha256": row.image_sha256,
         "job_id": row.job_id,
         "advisor": row.advisor,
         "reference": {

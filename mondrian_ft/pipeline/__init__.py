@@ -150,6 +150,13 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     return report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
 
+def assess(task: tasks.Assess, config: Config, run: Run) -> None:
+    """A page for a person's blind comparison of base and tuned, until Ctrl-C."""
+    from . import assessing
+
+    assessing.assess(task, config, run)
+
+
 def export(task: tasks.Export, config: Config, run: Run) -> None:
     """An adapter directory to another layout."""
     from ..model import adapter as adapters

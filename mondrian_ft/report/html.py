@@ -10,12 +10,18 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..evaluation import assessments
 from ..files import atomic_write_text
 from . import plots, view, wording
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 STRIP_SIDE = 132
+PEOPLE = ("<!-- people -->", "<!-- /people -->")
+"""What stands around the part of a page about people's preferences, which comes later than it."""
 
 
 def write(
@@ -51,21 +57,9 @@ def render(
     photos: Mapping[str, bytes],
 ) -> str:
     """The page as text. All that a model or a database wrote is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("mondrian_ft.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "points": wording.points,
-        "seconds": wording.seconds,
-        "duration": wording.duration,
-    }
+    environment = _environment()
     style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     curves = [
         (css, plots.loss_curves(log, width=width, height=height))
@@ -79,7 +73,55 @@ def render(
         settings=settings(report, run_facts),
         warnings=list(run_facts.get("warnings") or []),
         version=((run_facts.get("provenance") or {}).get("versions") or {}).get("mondrian_ft"),
+        people=Markup(people_part(report["evidence"].get("people"))),
     )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("mondrian_ft.report"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "points": wording.points,
+        "seconds": wording.seconds,
+        "duration": wording.duration,
+    }
+    return environment
+
+
+def people_part(people: Mapping[str, Any] | None) -> str:
+    """The part of the page about ``evidence.people``, between its marks; blank for None."""
+    start, end = PEOPLE
+    if not people:
+        return start + end
+    part = _environment().get_template("people.html.j2")
+    shares = [(arm, wording.label(arm), people[arm]) for arm in ("tuned", "equal", "base")]
+    said, notes = assessments.sentence(people), assessments.notes(people)
+    return start + part.render(sentence=said, notes=notes, shares=shares) + end
+
+
+def set_people(source: Path, out: Path, people: Mapping[str, Any] | None) -> bool:
+    """Write a page that `write` made to ``out``, with other preferences in it and else the same.
+
+    Returns False, and writes nothing, where ``source`` has no place for them.
+
+    Raises:
+        OSError: ``source`` cannot be read.
+        MondrianError: ``out`` cannot be written.
+    """
+    # All that a model or a database wrote is escaped, so that it cannot hold the marks.
+    before, start, rest = source.read_text(encoding="utf-8").partition(PEOPLE[0])
+    _, end, after = rest.partition(PEOPLE[1])
+    if not (start and end):
+        return False
+    atomic_write_text(out, before + people_part(people) + after)
+    return True
 
 
 def picture(data: bytes) -> dict[str, Any]:

@@ -82,23 +82,23 @@ def url_of(host: str, listening: socket.socket) -> str:
 
 def serve(app: Asgi, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM, and come back as usual after either."""
-    import uvicorn
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
     try:
+        import uvicorn
+
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
         server.run(sockets=[listening])
     except KeyboardInterrupt:
-        return  # Being stopped is how a server ends well.
+        return  # Being stopped is how a server ends well, before its first request too.
     finally:
         listening.close()
 

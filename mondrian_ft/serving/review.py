@@ -4,7 +4,7 @@
     GET  /api/rows                  every row in short, and how many are decided
     GET  /api/rows/{index}          one row: critique as it is stored, flags, decision
     POST /api/rows/{index}/decision what a person decided; answers with the row and the counts
-    GET  /photographs/{sha256}      the upright photograph, at most `SIDE` pixels a side
+    GET  /photographs/{sha256}      the upright photograph, at most `pages.SIDE` pixels a side
 
 Photographs are asked for by the hash of their content, and only those under review are known, so
 no path of a request ever reaches the disk. Who may ask is `local.Guard`'s business.
@@ -12,33 +12,22 @@ no path of a request ever reaches the disk. Who may ask is `local.Guard`'s busin
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
 from ..data import corrections
 from ..data.audit import Entry, Finding
 from ..data.corrections import Correction, Corrections, Decision, Seen
 from ..data.critique import Critique, validate
-from ..data.pixels import open_photograph
-from ..errors import DataError, MondrianError
-from ..files import sha256_file
+from ..errors import DataError
 from .local import Guard
-
-SIDE = 1600
-"""Most pixels of a served photograph's longer side: enough to judge sharpness on a screen."""
+from .pages import Refused, fresh, make_page_app, picture
 
 
 @dataclass(frozen=True)
@@ -97,14 +86,6 @@ class Decided(BaseModel):
     critique: dict[str, Any] | None = None
     remark: str = Field(default="", max_length=2000)
     reviewer: str | None = Field(default=None, max_length=200)
-
-
-class Refused(MondrianError):
-    """A decision that is not written: ``status`` is the HTTP status, ``str()`` the sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Desk:
@@ -244,45 +225,20 @@ def _plain(critique: Critique | None) -> dict[str, Any] | None:
 
 def make_app(desk: Desk, *, host: str = "127.0.0.1") -> FastAPI:
     """The application; ``host`` is what it will listen on, see `local.Guard`."""
-    page, policy = _page()
-    # No generated documentation: it would load scripts from elsewhere.
-    app = FastAPI(title="mondrian_ft review", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.exception_handler(Refused)
-    def refused(request: Request, error: Refused) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status)
-
-    @app.exception_handler(MondrianError)
-    def failed(request: Request, error: MondrianError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 500)
-
-    @app.exception_handler(RequestValidationError)
-    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"][1:]) or "The request"
-        return JSONResponse({"error": f"{where}: {problem['msg']}."}, 422)
-
-    @app.exception_handler(HTTPException)
-    def other(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
-
-    @app.get("/", response_class=HTMLResponse)
-    def index() -> HTMLResponse:
-        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-        return HTMLResponse(page, headers=headers)
+    app = make_page_app("review")
 
     @app.get("/api/rows")
     def rows() -> JSONResponse:
-        return _fresh({"rows": desk.rows(), "counts": desk.counts(), "file": desk.path.name})
+        return fresh({"rows": desk.rows(), "counts": desk.counts(), "file": desk.path.name})
 
     @app.get("/api/rows/{index}")
     def row(index: int) -> JSONResponse:
-        return _fresh(desk.row(index))
+        return fresh(desk.row(index))
 
     @app.post("/api/rows/{index}/decision")
     def decision(index: int, wanted: Decided) -> JSONResponse:
         desk.decide(index, wanted)
-        return _fresh({"row": desk.row(index), "counts": desk.counts()})
+        return fresh({"row": desk.row(index), "counts": desk.counts()})
 
     @app.get("/photographs/{sha256}")
     def photograph(sha256: str) -> Response:
@@ -290,7 +246,7 @@ def make_app(desk: Desk, *, host: str = "127.0.0.1") -> FastAPI:
         if path is None:
             raise Refused(404, "There is no such photograph under review.")
         try:
-            data = picture(path, sha256)
+            data = picture(path, sha256, "since it was linked; run task=link again.")
         except DataError as error:
             raise Refused(404, str(error)) from None
         # Its address is its content, so it never has to be asked for again.
@@ -299,56 +255,3 @@ def make_app(desk: Desk, *, host: str = "127.0.0.1") -> FastAPI:
 
     app.add_middleware(Guard, host=host)
     return app
-
-
-def picture(path: Path, sha256: str) -> bytes:
-    """A photograph upright, as JPEG, its longer side at most `SIDE` pixels.
-
-    Raises:
-        DataError: the file is gone, no picture, or other bytes than ``sha256`` says.
-    """
-    try:
-        now = sha256_file(path)
-    except OSError as error:
-        raise DataError(f"The photograph {path.name} cannot be read: {error.strerror}.") from None
-    if now != sha256:
-        raise DataError(
-            f"The photograph {path.name} changed since it was linked; run task=link again."
-        )
-    image = open_photograph(path)
-    image.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
-def _fresh(content: Any) -> JSONResponse:
-    return JSONResponse(content, headers={"Cache-Control": "no-store"})
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page, and the policy that lets exactly its own style and script run."""
-    folder = Path(__file__).parent / "templates"
-    page, style, script = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("review.html", "review.css", "review.js")
-    )
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"style-src {_hash_of(style)}",
-            f"script-src {_hash_of(script)}",
-            "img-src 'self' data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )
-    return page.replace("/*style*/", style).replace("/*script*/", script), policy
-
-
-def _hash_of(source: str) -> str:
-    digest = hashlib.sha256(source.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -18,7 +18,8 @@ from mondrian_ft.data.audit import audit, entries_of_manifest
 from mondrian_ft.data.corrections import CORRECTIONS_NAME
 from mondrian_ft.errors import ServerError
 from mondrian_ft.serving import local
-from mondrian_ft.serving.review import SIDE, Desk, cases_of, make_app
+from mondrian_ft.serving.pages import SIDE
+from mondrian_ft.serving.review import Desk, cases_of, make_app
 from tests.data.world import World, fenced
 
 from .conftest import ROWS, SCRIPT, manifest_of
