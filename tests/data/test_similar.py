@@ -65,7 +65,9 @@ def test_hashes_of_windows_are_imagehash(tmp_path: Path) -> None:
     """The hashes of windows, made many at a time, are ImageHash's own."""
     import imagehash
 
-    picture = next(scenes(2)).convert("L").resize((similar.SIDE, similar.SIDE), Image.Resampling.BOX)
+    picture = (
+        next(scenes(2)).convert("L").resize((similar.SIDE, similar.SIDE), Image.Resampling.BOX)
+    )
     pixels = np.asarray(picture, np.float32)
     windows = [(0, 200), (50, 200), (25, 175)]
     made = similar._hashed(similar._coefficients(pixels, windows, windows, 8).reshape(-1, 64))
