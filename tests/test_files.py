@@ -182,3 +182,17 @@ def test_publish_dir_puts_the_old_folder_back_when_the_rename_fails(
         files.publish_dir(tmp, final, replace=True)
     assert (final / "a").read_text() == "final"
     assert names(tmp_path) == [".tmp", "final"]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3, 9])
+def test_json_indented_in_part_is_the_same_json(tmp_path: Path, levels: int) -> None:
+    """Promise: however few levels are indented, what is read back is what was written."""
+    value = {"a": {"b": [{"c": [1, 2.5]}, {"d": None}], "ü": {}}, "e": [], "f": ["x", [True]]}
+    files.atomic_write_json(tmp_path / "a.json", value, levels=levels)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    if levels == 9:
+        assert text == json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.atomic_write_json(tmp_path / "b.json", {"a": [float("nan")]}, levels=levels)
+    assert not (tmp_path / "b.json").exists()

@@ -8,7 +8,21 @@ scaled to where the two agree best, and there they have to agree in shape and in
 alone make hashes of landscapes alike, so no pair is believed for its hash.
 
 A crop is taken to keep its proportions: a picture that was squeezed as well is not recognised.
-How often this errs is measured by ``python -m benchmarks similar``; see `SHAPE`.
+
+Measured by ``python -m benchmarks similar`` (November 2026): of copies of 60 rendered scenes 1 of
+2,340 is missed (a blurred one, made lighter until it is blown out), of copies of 24 photographs of
+others 12 of 936, most of them of repeating textures; of 1,041,846 pairs of different pictures 3
+are taken for one. By kind of copy, scenes and photographs:
+
+======================================  ==========  ==========
+saved again, quality 25, 50, 75 or 95   0 of 240    0 of 96
+resized to 0.2 to 0.75                  0 of 240    1 of 96
+grey, another contrast, turned by EXIF  0 of 360    0 of 144
+another brightness                      1 of 120    0 of 48
+crop, both sides 60 to 100 %            0 of 960    4 of 384
+crop, one side 60 or 75 %               0 of 240    1 of 96
+crop, halved, grey, quality 50          0 of 180    6 of 72
+======================================  ==========  ==========
 """
 
 from __future__ import annotations

@@ -793,6 +793,17 @@ def test_an_analysis_of_200_megabytes_is_not_read(world: World):
         tracemalloc.stop()
 
 
+def test_an_analysis_that_a_power_failure_emptied_is_written_again(world: World):
+    """Analyses out of rows are not flushed to the disk one by one; their size tells a lost one."""
+    world.photo("1.jpg")
+    world.row("a", filename="1.jpg", analysis_markdown=fenced(critique(7)))
+    path = Path(only(run(world))["analysis_path"])
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    assert Path(only(run(world))["analysis_path"]) == path
+    assert path.read_bytes() == content
+
+
 # -- the cache of photographs --------------------------------------------------------------------
 
 

@@ -120,3 +120,14 @@ def test_near_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert screen.near(tmp_path / "a b" / "c") == "'a b/c'"
     assert screen.near("/elsewhere/c") == "/elsewhere/c"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_count_is_a_bar_in_a_terminal_and_nothing_in_a_file(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=80)
+    with screen.counting(console, "checking photographs") as progress:
+        progress(1, 3)
+        progress(3, 3)
+    assert ("checking photographs" in stream.getvalue()) is terminal
+    assert ("3/3" in stream.getvalue()) is terminal
