@@ -84,7 +84,9 @@ def critique_schema(
 
     Args:
         names: of the dimensions.
-        decimals: scores 0 to 10 may have one decimal; otherwise they are whole.
+        decimals: the dimensions' scores, 0 to 10, may have one decimal; otherwise they are whole.
+            The overall score always may: it is a mean in the labels, and one that was cut to a
+            whole number would be wrong by the constraint's doing.
         lengths: bounds on texts and lists.
 
     Raises:
@@ -93,9 +95,8 @@ def critique_schema(
     if not names or len(set(names)) < len(names):
         raise ModelError(f"a critique needs dimensions of different names, not {list(names)}")
     lengths = lengths or Lengths()
-    score: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 10}
-    if decimals:
-        score = {"type": "number", "minimum": 0, "maximum": 10, "multipleOf": 0.1}
+    whole = {"type": "integer", "minimum": 0, "maximum": 10}
+    decimal = {"type": "number", "minimum": 0, "maximum": 10, "multipleOf": 0.1}
 
     def text(most: int) -> dict[str, Any]:
         return {"type": "string", "pattern": r"^\S", "maxLength": most}
@@ -105,7 +106,7 @@ def critique_schema(
     def dimension(name: str) -> dict[str, Any]:
         return {
             "name": {"const": name},
-            "score": score,
+            "score": decimal if decimals else whole,
             "comment": text(lengths.comment),
             "recommendation": text(lengths.recommendation),
         }
@@ -120,7 +121,7 @@ def critique_schema(
                 "items": False,
                 "minItems": len(names),
             },
-            "overall_score": score,
+            "overall_score": decimal,
             "key_strengths": entries,
             "priority_improvements": entries,
             "technical_notes": text(lengths.technical_notes),
