@@ -78,6 +78,7 @@ def test_a_process_that_fails_is_no_measurement(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_decoding_with_random_weights_runs_without_config_or_tracking(tmp_path: Path) -> None:
     """Promise: the GPU's benchmark needs neither Hydra nor W&B, and all its sections measure."""
     out = tmp_path / "figures" / "decode.json"

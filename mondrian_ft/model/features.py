@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,7 +121,7 @@ class FeatureCache:
             "tower": tower_hash(backbone),
             "pixels": pixels,
             "backend": describe(),
-            "mlx": mx.__version__,
+            "mlx": version("mlx"),
         }
         self._writes = True
         self._sizes: dict[Path, int] | None = None
