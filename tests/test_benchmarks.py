@@ -76,3 +76,23 @@ def test_a_process_that_fails_is_no_measurement(tmp_path: Path) -> None:
             cwd=tmp_path,
             env=dict(os.environ),
         )
+
+
+@pytest.mark.slow
+def test_decoding_with_random_weights_runs_without_config_or_tracking(tmp_path: Path) -> None:
+    """Promise: the GPU's benchmark needs neither Hydra nor W&B, and all its sections measure."""
+    out = tmp_path / "figures" / "decode.json"
+    small = "--layers 2 --hidden 256 --side 4 --prompt 16 --tokens 5 --steps 4 --photographs 2"
+    code = (
+        "import sys, runpy\n"
+        "for name in ('hydra', 'omegaconf', 'wandb'): sys.modules[name] = None\n"
+        f"sys.argv = ['benchmarks', *'decode --shapes 4b {small} --out {out}'.split()]\n"
+        "runpy.run_module('benchmarks', run_name='__main__')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    sections = {name: value for name, value in found.items() if isinstance(value, dict)}
+    assert not [name for name, value in sections.items() if "error" in value]
+    assert sections["base_batch_2"]["tokens_per_second"] > 0
+    assert sections["evaluation_ours"]["tokens"] == 2 * 2 * 5
+    assert found["evaluation_ratio"] > 0

@@ -10,9 +10,12 @@ from ..model import lora
 from ..model.base import Base
 from ..model.features import FeatureStore
 from .comparison import SHUFFLED
-from .generate import Request, generate
+from .constrain import Constraint
+from .generate import Request, generate_each
 from .outputs import Output
 
+CONSTRAINED = "_constrained"
+"""Ends the name of an arm's second answers, those under the schema."""
 MARGIN = 1.25
 """An answer may be this much longer than the longest reference before it is cut."""
 
@@ -26,6 +29,7 @@ class Evaluator:
         max_tokens: most tokens of an answer; None for the longest reference and a margin.
         batch_size: photographs answered at once.
         temperature: 0 for greedy decoding.
+        constraint: answer with every arm twice, free and under this schema; None for free only.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Evaluator:
         batch_size: int = 16,
         temperature: float = 0.0,
         seed: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         self.base = base
         self.features = features
@@ -44,6 +49,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.temperature = temperature
         self.seed = seed
+        self.constraint = constraint
 
     def run(
         self,
@@ -55,7 +61,8 @@ class Evaluator:
 
         With the arm ``tuned`` comes ``tuned_shuffled``, if there are two different photographs:
         the same prompts, each with another photograph. A model that looks at the photographs does
-        worse on it.
+        worse on it. With a constraint comes ``<arm>_constrained`` for each arm asked for: the same
+        model and prompts, read once for both, so what differs is the constraint's doing.
 
         Raises:
             DataError: there are no examples, or an arm is unknown.
@@ -81,10 +88,17 @@ class Evaluator:
             def tell(done: int, arm: str = arm) -> None:
                 progress(arm, done)
 
-            def decode(requests=requests, tell=tell) -> list[Output]:
-                return generate(
+            names = [arm]
+            constraints: list[Constraint | None] = [None]
+            if self.constraint is not None and arm != SHUFFLED:
+                names.append(arm + CONSTRAINED)
+                constraints.append(self.constraint)
+
+            def decode(requests=requests, constraints=constraints, tell=tell) -> list[list[Output]]:
+                return generate_each(
                     self.base,
                     requests,
+                    constraints,
                     max_tokens=limit,
                     batch_size=self.batch_size,
                     temperature=self.temperature,
@@ -94,9 +108,10 @@ class Evaluator:
 
             if arm == "base":
                 with lora.without_adapter(self.base.model):
-                    outputs[arm] = decode()
+                    answers = decode()
             else:
-                outputs[arm] = decode()
+                answers = decode()
+            outputs |= dict(zip(names, answers, strict=True))
         return outputs
 
     @staticmethod

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 class Output:
     """One answer to one photograph.
 
-    ``text`` is the whole answer without special tokens; ``prompt_tokens`` counts text and image
-    tokens of the prompt and ``tokens`` those generated; ``seconds`` is the wall time of the batch
-    the answer was generated in, divided by the rows of that batch; ``finished`` is true when the
-    model itself ended the answer, false when the token limit cut it.
+    Attributes:
+        text: the whole answer without special tokens.
+        prompt_tokens: text and image tokens of the prompt.
+        tokens: tokens generated.
+        seconds: wall time of the batch the answer was generated in, prefill included, divided by
+            the rows of that batch: what the answer cost, not how long anyone waited for it. Where
+            one prefill served several decodings, it counts in each.
+        finished: true when the model itself ended the answer, false when the token limit cut it.
+        prefill_seconds: the prefill's part of ``seconds``.
+        first_token_seconds: wall time from the start of the batch until its first tokens were
+            there; a latency, so it is not divided.
     """
 
     text: str
@@ -20,3 +27,5 @@ class Output:
     tokens: int
     seconds: float
     finished: bool
+    prefill_seconds: float | None = None
+    first_token_seconds: float | None = None

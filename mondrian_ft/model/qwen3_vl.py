@@ -137,7 +137,7 @@ class Qwen3VL:
 
         Args:
             inputs: the batch.
-            cache: one key-value cache per layer for decoding, or None.
+            cache: for each layer what takes its keys and values (see `decode.prefill`), or None.
             mask: as ``mx.fast.scaled_dot_product_attention`` takes it.
             checkpoint: recompute each layer in the backward pass instead of keeping its inner
                 activations.
@@ -155,12 +155,6 @@ class Qwen3VL:
                 added = _take(inputs.deepstack[number], index, h.dtype)
                 h = h + mx.where((index > 0)[..., None], added, mx.zeros_like(added))
         return self.text.norm(h)
-
-    def new_cache(self) -> list[Any]:
-        """Empty key-value caches, one per layer, for :meth:`hidden`."""
-        from mlx_vlm.models.cache import KVCache
-
-        return [KVCache() for _ in self.text.layers]
 
     def head(self, h: mx.array) -> mx.array:
         """Logits (..., V) of hidden states (..., D)."""

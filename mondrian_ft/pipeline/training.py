@@ -20,7 +20,7 @@ from ..model import lora
 from ..model.adapter import Adapter
 from ..model.backend import describe
 from ..model.base import Base, load_base
-from ..model.features import FeatureStore
+from ..model.features import FeatureCache, FeatureStore
 from ..report.card import write_card
 from ..sample import model_dir
 from ..training import callbacks, optim, preflight
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..run import Run
 
+VISION_FEATURES = Path("outputs/cache/features")
+"""What the vision tower says of photographs, for any run with the same tower and pixels."""
 SAMPLE_NAME = "mondrian_ft sample model"
 _WRITTEN = (
     adapters.WEIGHTS,
@@ -64,7 +66,13 @@ def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base,
     run.console.print(
         f"Base:     {base.identity.name}, {base.identity.dtype}, {describe()}", markup=False
     )
-    return base, FeatureStore(base.backbone)
+    cache = FeatureCache(
+        VISION_FEATURES.absolute(),
+        base.backbone,
+        pixels=fingerprint(base.image_processor, pixel_settings(config)),
+        notice=run.warn,
+    )
+    return base, FeatureStore(base.backbone, disk=cache)
 
 
 def pixel_settings(config: Config) -> PixelSettings:

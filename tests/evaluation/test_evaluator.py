@@ -35,13 +35,40 @@ def test_the_base_arm_is_the_base_and_tuned_is_tuned(lab, base) -> None:
     assert again == found
 
 
+def test_with_a_constraint_each_arm_answers_twice(lab, base) -> None:
+    """Free as before, and under the schema; the shuffled control stays free."""
+    from mondrian_ft.data.critique import strict_format_error
+    from mondrian_ft.evaluation.constrain import Constraint, Lengths
+
+    lab.attach(base)
+    examples = lab.examples(3)
+    constraint = Constraint.critique(base, ("Light",), lengths=Lengths(9, 9, 9, 9, 9, 1))
+    free = texts(evaluator(base, max_tokens=300).run(examples, ["base", "tuned"]))
+    found = evaluator(base, max_tokens=300, constraint=constraint).run(examples, ["base", "tuned"])
+    assert list(found) == [
+        "base",
+        "base_constrained",
+        "tuned",
+        "tuned_constrained",
+        "tuned_shuffled",
+    ]
+    both = texts(found)
+    for arm, answers in free.items():
+        assert both[arm] == answers
+    for arm in ("base_constrained", "tuned_constrained"):
+        assert all(strict_format_error(text, ("Light",)) is None for text in both[arm])
+    assert both["base_constrained"] != both["tuned_constrained"]
+
+
 def shown(found: list, base: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Pictures that each arm's requests were given."""
     import mondrian_ft.evaluation.evaluator as module
 
     calls: list[Any] = []
     monkeypatch.setattr(
-        module, "generate", lambda base, requests, **_: calls.append(requests) or []
+        module,
+        "generate_each",
+        lambda base, requests, *_, **__: calls.append(requests) or [[]],
     )
     evaluator(base).run(found, ["tuned"])
     return calls

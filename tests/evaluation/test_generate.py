@@ -33,6 +33,16 @@ def answers(base: Any, some: list, **options: Any) -> list[tuple[str, int, bool]
     return [(one.text, one.tokens, one.finished) for one in generate(base, some, **options)]
 
 
+def tokens_of(base: Any, some: list, max_tokens: int, **options: Any) -> list[list[int]]:
+    """Token ids of the answers to one batch."""
+    from mondrian_ft.evaluation import generate as module
+    from mondrian_ft.model.decode import Decoding, Steps
+
+    prompts = module._read(base, some)
+    decoding = Decoding(Steps(base.backbone), prompts, capacity=max_tokens)
+    return module._decode(base, decoding, max_tokens, None, **options)[0]
+
+
 def test_batched_equals_one_by_one(lab, base) -> None:
     """Prompts of different lengths share a batch, token for token, in the order they came."""
     lab.attach(base)
@@ -69,6 +79,82 @@ def test_decoding_equals_the_whole_forward(lab, base) -> None:
         assert found.prompt_tokens == len(request.tokens)
 
 
+def test_rows_that_ended_are_dropped_without_a_trace(lab, base, monkeypatch) -> None:
+    """Going on with the open rows alone, again and again, gives what all rows together give."""
+    from mondrian_ft.model.decode import Decoding
+
+    some = requests(lab, base, 7, ("Judge it.", "Judge this photograph at length, please.", "?"))
+    raw = tokens_of(base, some, 40)
+    # Ends that most rows meet early and some late, so that rows are dropped more than once.
+    ends = frozenset({row[4] for row in raw[:3]} | {row[15] for row in raw[3:5]})
+    monkeypatch.setitem(base.encoder.__dict__, "end_tokens", ends)
+    sizes: list[int] = []
+    plain = Decoding.keep
+
+    def counted(self: Decoding, rows: list[int]) -> None:
+        plain(self, rows)
+        sizes.append(self.rows)
+
+    monkeypatch.setattr(Decoding, "keep", counted)
+    whole = tokens_of(base, some, 40, compact=False)
+    assert not sizes
+    assert tokens_of(base, some, 40, compact=True) == whole
+    assert sizes
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert len({len(row) for row in whole}) > 1
+    # Each is what the row gives without any end, up to its own.
+    for row, free in zip(whole, raw, strict=True):
+        assert row == free[: len(row)]
+        assert len(row) == 40 or row[-1] in ends
+
+
+def test_a_step_never_changes_its_shapes_on_a_gpu(lab, base, monkeypatch) -> None:
+    """One trace for a batch: else a GPU compiles anew, which costs more than the whole answer."""
+    from mondrian_ft.model import decode
+
+    some = requests(lab, base, 3)
+    expected = answers(base, some, max_tokens=80)
+    monkeypatch.setattr(decode, "ON_CPU", False)
+    seen: list[Any] = []
+    plain = decode.Steps._token_step
+
+    def watched(self: Any, *arrays: Any) -> Any:
+        flat = [one for array in arrays for one in (array if isinstance(array, list) else [array])]
+        seen.append([(tuple(one.shape), one.dtype) for one in flat])
+        return plain(self, *arrays)
+
+    monkeypatch.setattr(decode.Steps, "_token_step", watched)
+    assert answers(base, some, max_tokens=80) == expected
+    assert len(seen) == 79
+    assert all(one == seen[0] for one in seen)
+    assert seen[0][-1][0][2] == 256
+
+
+def test_one_prefill_serves_several_decodings(lab, base, monkeypatch) -> None:
+    """Prompts are read once, whatever comes after; and no decoding sees another's tokens."""
+    from mondrian_ft.evaluation import generate as module
+
+    some = requests(lab, base, 5)
+    expected = answers(base, some)
+    read: list[int] = []
+    plain = module.prefill
+    monkeypatch.setattr(module, "prefill", lambda *a: read.append(1) or plain(*a))
+    first, second = module.generate_each(base, some, [None, None], max_tokens=12, batch_size=3)
+    assert len(read) == 2
+    for outputs in (first, second):
+        assert [(one.text, one.tokens, one.finished) for one in outputs] == expected
+
+
+def test_times_are_told_apart(lab, base) -> None:
+    """The prefill is a part of the whole, and the first token comes after it."""
+    found = generate(base, requests(lab, base, 4), max_tokens=20, batch_size=4)
+    for one in found:
+        assert one.prefill_seconds is not None
+        assert one.first_token_seconds is not None
+        assert 0 < one.prefill_seconds < one.seconds
+        assert 4 * one.prefill_seconds <= one.first_token_seconds < 4 * one.seconds
+
+
 def test_an_answer_that_is_cut_is_not_finished(lab, base) -> None:
     """A random model never ends; the limit is obeyed and reported."""
     found = generate(base, requests(lab, base, 3), max_tokens=5, batch_size=2)
@@ -80,11 +166,9 @@ def test_each_row_ends_at_its_own_end(lab, base, monkeypatch) -> None:
     """Either end token stops its row alone, counts as a token, and is no part of the text."""
     some = requests(lab, base, 3)
     # The token that row 0 writes third now ends an answer.
-    from mondrian_ft.evaluation import generate as module
-
-    raw = module._decode(base, some, 10, 0.0)
+    raw = tokens_of(base, some, 10)
     end = raw[0][2]
-    monkeypatch.setitem(base.__dict__, "end_tokens", frozenset({end}))
+    monkeypatch.setitem(base.encoder.__dict__, "end_tokens", frozenset({end}))
     found = generate(base, some, max_tokens=10, batch_size=3)
     for row, one in enumerate(found):
         where = raw[row].index(end) + 1 if end in raw[row] else None
@@ -113,6 +197,8 @@ def test_temperature_draws_by_seed(lab, base) -> None:
     assert answers(base, some, temperature=1.0, seed=1) == first
     assert answers(base, some, temperature=1.0, seed=2) != first
     assert answers(base, some, temperature=1e-4) == answers(base, some)
+    # A row's draws are its own, whoever its neighbours are.
+    assert answers(base, some, temperature=1.0, seed=1, batch_size=1) == first
 
 
 def test_progress_counts_answers(lab, base) -> None:
