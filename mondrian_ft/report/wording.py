@@ -163,12 +163,34 @@ def unsettled(change: Mapping[str, Any]) -> str:
     )
 
 
+def capping(evidence: Mapping[str, Any]) -> list[str]:
+    """Sentences of the detections that lowered a ``better``; none where nothing did."""
+    names = evidence.get("capped_by") or ()
+    return [d["sentence"] for d in evidence.get("detections", ()) if d["name"] in names]
+
+
+def detectable(evidence: Mapping[str, Any]) -> str:
+    """What difference of the score error would be found; blank where it cannot be told."""
+    change = evidence.get("change")
+    effect = change["score"].get("minimum_detectable_effect") if change else None
+    if effect is None:
+        return ""
+    return (
+        f"With {count(change['score']['n'], 'photograph')} and this much scatter, a true "
+        f"difference of {points(effect)} points in the score error is found in four evaluations "
+        "of five; a smaller one may well be missed."
+    )
+
+
 def lede(report: Mapping[str, Any]) -> list[str]:
     """The sentences under the headline: how sure, the format, and the constant guess."""
     evidence = report["evidence"]
     arms, said = evidence["arms"], []
     change = evidence.get("change")
-    if change and evidence["verdict"] == "inconclusive":
+    against = capping(evidence)
+    if against:
+        said += ["The numbers alone would say better, but it does not count as that:", *against]
+    elif change and evidence["verdict"] == "inconclusive":
         said.append(unsettled(change))
     if change and change["score"]["mean"] is not None and change["score"]["interval"]:
         score_change = change["score"]
