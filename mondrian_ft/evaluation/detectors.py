@@ -344,16 +344,15 @@ def not_better_than_mean(
         gains.append(None if constant is None or own is None else constant - own)
     found = list(metrics.by_photograph(gains, photographs).values())
     value = fmean(found) if found else None
-    fired = value is not None and value <= 0
     return _found(
         "not_better_than_mean",
-        fired,
+        value is not None and value <= 0,
         value,
         0.0,
         (),
-        f"The scores are {abs(value):.2f} points further from the references than the training "
+        f"The scores are {-value:.2f} points further from the references than the training "
         "critiques’ mean scores are."
-        if fired
+        if value is not None and value <= 0
         else "The scores are nearer to the references than a constant guess."
         if value is not None
         else "No scores could be held against a constant guess.",
@@ -373,8 +372,8 @@ def _found(
 
 def _share(name: str, rows: Sequence[Row], found: Sequence[str], what: str) -> Detection:
     share = len(found) / len(rows)
-    told = f"{len(found)} of {len(rows)}" if found else "None"
-    return _found(name, share >= SOME, share, SOME, found, f"{told} of the answers {what}.")
+    told = f"{len(found)} of {len(rows)}" if found else "None of the"
+    return _found(name, share >= SOME, share, SOME, found, f"{told} answers {what}.")
 
 
 def _prose(text: str) -> str:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import Any
 
 from ..data.critique import Critique, CritiqueError, parse_analysis, strict_format_error
 
@@ -128,7 +129,9 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
         return None
     from scipy.stats import spearmanr
 
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    given, truth = zip(*pairs, strict=True)
+    found: Any = spearmanr(given, truth)
+    return float(found.statistic)
 
 
 def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -141,7 +144,9 @@ def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
         return None
     from scipy.stats import kendalltau
 
-    return float(kendalltau(*zip(*pairs, strict=True)).statistic)
+    given, truth = zip(*pairs, strict=True)
+    found: Any = kendalltau(given, truth)
+    return float(found.statistic)
 
 
 def _rankable(pairs: Sequence[tuple[float, float]]) -> bool:

@@ -130,6 +130,8 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         "worse": "Fine-tuning made it worse.",
         "inconclusive": "Not enough to tell.",
     }[evidence["verdict"]]
+    if capping(evidence):
+        short = "Not better, whatever the scores say."
     if tuned["score_mae"] is not None and base["score_mae"] is not None:
         said = (
             f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "
@@ -171,12 +173,12 @@ def capping(evidence: Mapping[str, Any]) -> list[str]:
 
 def detectable(evidence: Mapping[str, Any]) -> str:
     """What difference of the score error would be found; blank where it cannot be told."""
-    change = evidence.get("change")
-    effect = change["score"].get("minimum_detectable_effect") if change else None
+    found = (evidence.get("change") or {}).get("score") or {}
+    effect = found.get("minimum_detectable_effect")
     if effect is None:
         return ""
     return (
-        f"With {count(change['score']['n'], 'photograph')} and this much scatter, a true "
+        f"With {count(found['n'], 'photograph')} and this much scatter, a true "
         f"difference of {points(effect)} points in the score error is found in four evaluations "
         "of five; a smaller one may well be missed."
     )
@@ -194,7 +196,8 @@ def lede(report: Mapping[str, Any]) -> list[str]:
         said.append(unsettled(change))
     if change and change["score"]["mean"] is not None and change["score"]["interval"]:
         score_change = change["score"]
-        p = score_change["p_value"]
+        # The verdict asks both tests, so the larger p is the one to read.
+        p = max(score_change["p_value"], score_change.get("studentized_p") or 0.0)
         chance = f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}"
         better = "lower" if score_change["mean"] >= 0 else "higher"
         low, high = sorted(abs(v) for v in score_change["interval"])

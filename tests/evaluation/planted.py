@@ -116,8 +116,8 @@ def constant(exam: Exam) -> Answers:
 
 def blind(exam: Exam) -> Answers:
     """Critiques of photographs of its own imagination."""
-    dreamt = [[Scene.draw(exam.rng) for _ in exam.rows] for _ in range(2)]
-    return Answers(*(exam.say(critics.ANSEL, scenes) for scenes in dreamt))
+    first, second = ([Scene.draw(exam.rng) for _ in exam.rows] for _ in range(2))
+    return Answers(exam.say(critics.ANSEL, first), exam.say(critics.ANSEL, second))
 
 
 def german(exam: Exam) -> Answers:
@@ -212,18 +212,16 @@ def shuffled_scores(exam: Exam) -> Answers:
     """The same, but its descriptions are of the picture: only the scores were shuffled."""
     seen, scored = good(exam), shuffled_labels(exam)
 
-    def graft(text: str, scores: str) -> str:
-        said, other = json.loads(text), json.loads(scores)
-        for d, o in zip(said["dimensions"], other["dimensions"], strict=True):
-            d["score"] = o["score"]
-        return json.dumps(said)
+    def graft(texts: list[str], others: list[str]) -> list[str]:
+        grafted = []
+        for text, other in zip(texts, others, strict=True):
+            said, scores = json.loads(text), json.loads(other)
+            for d, o in zip(said["dimensions"], scores["dimensions"], strict=True):
+                d["score"] = o["score"]
+            grafted.append(json.dumps(said))
+        return grafted
 
-    return Answers(
-        *(
-            [graft(t, s) for t, s in zip(texts, scores, strict=True)]
-            for texts, scores in ((seen.own, scored.own), (seen.shuffled, scored.shuffled))
-        )
-    )
+    return Answers(graft(seen.own, scored.own), graft(seen.shuffled, scored.shuffled))
 
 
 # plant: (the detectors that must fire, those that may fire beside them since they are right, too)

@@ -27,8 +27,9 @@ def test_why_a_better_does_not_count(finish) -> None:
     finished = finish(12, tuned=[german(3.4 + i % 6) for i in range(12)])
     evidence = finished.report["evidence"]
     assert evidence["capped_by"] == ["other_language"]
+    assert wording.headline(finished.report)[0] == "Not better, whatever the scores say."
     text = " ".join(wording.lede(finished.report))
-    assert "12 of 12 of the answers are not in the references’ language" in text
+    assert "12 of 12 answers are not in the references’ language" in text
     assert "vary too much" not in text
     page = html.write(finished.report, finished.log, finished.facts, finished.folder / "r.html")
     assert "not in the references’ language" in page.read_text(encoding="utf-8")
@@ -41,7 +42,7 @@ def test_lesser_faults_stand_among_the_limits(finish) -> None:
     """A fault that leaves the verdict alone is told, once; without one nothing is."""
     thinking = [f"Okay, let me see. {critique(3.4 + i % 6)}" for i in range(12)]
     said = measures.limits(finish(12, tuned=thinking).report, "Ansel")
-    assert sum("12 of 12 of the answers have thinking text" in text for text in said) == 1
+    assert sum("12 of 12 answers have thinking text" in text for text in said) == 1
     assert not any("The tuned model:" in text for text in measures.limits(finish().report, "Ansel"))
 
 
