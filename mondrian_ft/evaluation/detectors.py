@@ -245,7 +245,7 @@ def ignores_picture(
         name,
         fired,
         p,
-        1 - stats.LEVEL,
+        round(1 - stats.LEVEL, 9),
         (),
         f"There is no sign that the scores come from the picture: shown another photograph, the "
         f"{measure} not clearly worse{extent}, and {same} of {told} descriptions are the same."
