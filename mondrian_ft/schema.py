@@ -355,6 +355,10 @@ class EvalConfig:
     """Photographs answered at once, 1 or more."""
     arms: list[Arm] = field(default_factory=lambda: [Arm.base, Arm.tuned])
     """Models to compare."""
+    margin_score: float = 0.25
+    """Points of 0-10 by which the score error may rise and still be no worse, 0 or more."""
+    margin_format: float = 0.02
+    """Share of answers by which exact format may fall and still be no worse, 0 to 1."""
     report: str | None = _path()
     """Path of comparison_report.json; null puts it into the run folder as ``evaluation/``."""
 
@@ -362,6 +366,10 @@ class EvalConfig:
         _check_count("eval", self, "max_examples", "max_tokens", "batch_size")
         value = self.temperature
         _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
+        value = self.margin_score
+        _check(value >= 0 and math.isfinite(value), "eval.margin_score", value, "0 or more")
+        value = self.margin_format
+        _check(0 <= value <= 1, "eval.margin_format", value, "a share of answers, 0 to 1")
         arms = self.arms
         _check(
             len(arms) > 0 and len(set(arms)) == len(arms),

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..data.dataset import Row
 from ..errors import DataError
-from . import evidence, metrics
+from . import detectors, evidence, metrics, stats
 from .metrics import Reading
 from .outputs import Output
 
@@ -38,6 +38,8 @@ def build(
     settings: Mapping[str, Any],
     adapter_hash: str | None,
     date: str | None = None,
+    score_margin: float = stats.SCORE_MARGIN,
+    format_margin: float = stats.FORMAT_MARGIN,
 ) -> dict[str, Any]:
     """Compare arms on held-out ``rows`` and return the whole report as JSON-able values.
 
@@ -45,8 +47,11 @@ def build(
     ``tuned_shuffled``, answers to row i generated from another row's photograph, becomes
     ``evidence.arms.tuned.score_mae_shuffled``. ``train_rows`` supply the mean-score prediction and
     the dimension names that the strict format check asks for, where they agree on them.
-    ``date`` is the ISO time written as ``evaluation_date``, now if None. The keys are those of the
-    facts on the users' data, "Their training and evaluation files", with ``evidence`` added.
+    ``date`` is the ISO time written as ``evaluation_date``, now if None. The margins, in points
+    of 0-10 and as a share of answers, are what the tuned arm may lose and count as no worse. The
+    keys are those of the
+    facts on the users' data, "Their training and evaluation files", with ``evidence`` added;
+    ``report/schema/comparison_report.schema.json`` describes them all.
 
     Raises:
         DataError: there are no rows, so nothing can be said.
@@ -97,8 +102,25 @@ def build(
             "score_mae_shuffled": shuffled["score_mae"],
             "n_scored_shuffled": shuffled["n_scored"],
         }
+    fired: list[detectors.Detection] = []
+    if "tuned" in arms:
+        fired = detectors.detect(
+            rows=rows,
+            outputs=arms["tuned"],
+            readings=readings["tuned"],
+            references=references,
+            photographs=photographs,
+            train_rows=train_rows,
+            base=arms.get("base", ()),
+            shuffled=readings.get(SHUFFLED, ()),
+        )
+        facts["detections"] = [detection.as_dict() for detection in fired]
     if "base" in arms and "tuned" in arms:
-        facts |= evidence.verdict(readings["base"], readings["tuned"], references, photographs)
+        sides = (readings["base"], readings["tuned"], references, photographs)
+        facts |= evidence.verdict(
+            *sides, score_margin=score_margin, format_margin=format_margin, detections=fired
+        )
+        facts["per_dimension_change"] = evidence.per_dimension_change(*sides)
     else:
         facts["reason"] = "A verdict needs both a base and a tuned arm."
     found = metric_block(arms, readings)

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from ..data.audit.texts import repeats_advice
 from ..data.dataset import Row
 from . import metrics, stats
+from .detectors import Detection
 from .metrics import Reading
 from .outputs import Output
 
@@ -46,6 +48,11 @@ def arm_evidence(
     ``score_mae`` is the mean over photographs of the mean over the reference's dimensions of the
     absolute score error, over the answers that give scores (``n_scored``); its interval is
     ``stats.mean_interval``. ``score_bias`` is the signed mean, positive when too generous.
+    ``overall_*`` are the same of the overall score, with its rank correlations (Spearman's is
+    ``overall_correlation``) and its spread over the references'; ``overall_gap`` is the mean
+    distance, 0-10, of a stated overall from the mean of its own dimensions.
+    ``distinct_advice`` is of this arm's answers, ``distinct_advice_reference`` of the references
+    to the same rows. Times, seconds and tokens per second, are None where they were not taken.
     """
     photographs = [photograph(row) for row in rows]
     n, strict = len(outputs), sum(r.strict for r in readings)
@@ -72,6 +79,9 @@ def arm_evidence(
         for r, ref in zip(readings, references, strict=True)
     )
     per_photograph = metrics.by_photograph(errors, photographs)
+    ranked = by_photograph_pairs(overall, photographs)
+    spoken = [(r.critique, ref.critique) for r, ref in zip(readings, references, strict=True)]
+    speeds = [o.tokens / o.seconds if o.seconds > 0 else None for o in outputs]
     return {
         "n": n,
         "n_readable": sum(r.readable for r in readings),
@@ -88,11 +98,23 @@ def arm_evidence(
                 [None if pair is None else abs(pair[0] - pair[1]) for pair in overall], photographs
             ).values()
         ),
-        "overall_correlation": metrics.correlation([pair for pair in overall if pair]),
+        "overall_bias": mean_of(
+            metrics.by_photograph(
+                [None if pair is None else pair[0] - pair[1] for pair in overall], photographs
+            ).values()
+        ),
+        "overall_correlation": metrics.spearman(ranked),
+        "overall_kendall": metrics.kendall(ranked),
+        "overall_spread_ratio": metrics.spread_ratio(ranked),
+        "overall_gap": mean_of(metrics.overall_gap(r.critique) for r in readings if r.critique),
         "per_dimension": per_dimension([r.scores for r in readings], references, photographs),
         "dimension_coverage": given / wanted if wanted else None,
         "distinct_score_vectors": metrics.distinct_score_vectors(readings),
-        "repeated_advice": sum(metrics.repeats_advice(r.critique) for r in readings if r.critique),
+        "repeated_advice": sum(repeats_advice(r.critique) for r in readings if r.critique),
+        "distinct_advice": metrics.distinct_advice(mine for mine, _ in spoken if mine),
+        "distinct_advice_reference": metrics.distinct_advice(
+            theirs for mine, theirs in spoken if mine and theirs
+        ),
         "foreign_script": sum(
             metrics.foreign_script(output.text, row.response)
             for output, row in zip(outputs, rows, strict=True)
@@ -100,6 +122,16 @@ def arm_evidence(
         "unfinished": sum(not output.finished for output in outputs),
         "seconds_mean": fmean(output.seconds for output in outputs),
         "seconds_total": sum(output.seconds for output in outputs),
+        **{
+            f"{key}_p{percent}": metrics.percentile(values, percent)
+            for key, values in (
+                ("seconds", [output.seconds for output in outputs]),
+                ("prefill_seconds", [output.prefill_seconds for output in outputs]),
+                ("first_token_seconds", [output.first_token_seconds for output in outputs]),
+                ("tokens_per_second", speeds),
+            )
+            for percent in (50, 95)
+        },
         "tokens_mean": fmean(output.tokens for output in outputs),
         "prompt_tokens_mean": fmean(output.prompt_tokens for output in outputs),
     }
@@ -138,13 +170,21 @@ def mean_evidence(
 def per_dimension(
     scores: Sequence[Mapping[str, float]], references: Sequence[Reading], photographs: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """``{name as the reference writes it: {"mae": 0-10 or None, "n": photographs}}``."""
-    names: dict[str, str] = {}
-    for reference in references:
-        for key, name in reference.names.items():
-            names.setdefault(key, name)
+    """``{name as the reference writes it: measures}`` of each dimension the references have.
+
+    ``mae`` and ``bias`` in points (0-10; positive bias is too generous), ``spearman`` and
+    ``kendall`` (-1 to 1), ``spread_ratio`` (the answers' standard deviation over the
+    references'), each by photograph and None where it has no value; ``n`` photographs.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for key, name in names.items():
+    for key, name in dimension_names(references).items():
+        pairs = by_photograph_pairs(
+            [
+                (given[key], ref.scores[key]) if key in given and key in ref.scores else None
+                for given, ref in zip(scores, references, strict=True)
+            ],
+            photographs,
+        )
         errors = metrics.by_photograph(
             [
                 metrics.score_errors(given, ref.scores).get(key)
@@ -152,8 +192,35 @@ def per_dimension(
             ],
             photographs,
         )
-        found[name] = {"mae": mean_of(errors.values()), "n": len(errors)}
+        found[name] = {
+            "mae": mean_of(errors.values()),
+            "bias": mean_of(mine - theirs for mine, theirs in pairs),
+            "spearman": metrics.spearman(pairs),
+            "kendall": metrics.kendall(pairs),
+            "spread_ratio": metrics.spread_ratio(pairs),
+            "n": len(errors),
+        }
     return found
+
+
+def dimension_names(references: Sequence[Reading]) -> dict[str, str]:
+    """Each dimension's key and its name as the first reference with it writes it."""
+    names: dict[str, str] = {}
+    for reference in references:
+        for key, name in reference.names.items():
+            names.setdefault(key, name)
+    return names
+
+
+def by_photograph_pairs(
+    pairs: Sequence[tuple[float, float] | None], photographs: Sequence[str]
+) -> list[tuple[float, float]]:
+    """(answer, reference) of each photograph, the means of its rows; None pairs do not count."""
+    sides = (
+        metrics.by_photograph([None if p is None else p[side] for p in pairs], photographs)
+        for side in (0, 1)
+    )
+    return list(zip(*(side.values() for side in sides), strict=True))
 
 
 def verdict(
@@ -161,12 +228,23 @@ def verdict(
     tuned: Sequence[Reading],
     references: Sequence[Reading],
     photographs: Sequence[str],
+    *,
+    score_margin: float = stats.SCORE_MARGIN,
+    format_margin: float = stats.FORMAT_MARGIN,
+    detections: Sequence[Detection] = (),
+    resamples: int = stats.RESAMPLES,
 ) -> dict[str, Any]:
-    """``verdict``, ``reason`` and ``change`` of tuned against base, paired by photograph.
+    """``verdict``, ``reason``, ``change`` and ``capped_by`` of tuned against base, by photograph.
 
     ``change.score`` is how far the score error fell, in points; ``change.format`` how far strict
-    compliance rose, as a share. Each is judged by ``stats.judge``, with margins of 0.25 points and
-    0.02 (the latter for the observed change), and ``stats.combine`` joins them.
+    compliance rose, as a share. Each is judged by ``stats.judge``, with the margins given (points
+    of 0-10, and a share of answers for the observed change), and ``stats.combine`` joins them.
+
+    A ``better`` is lowered to ``inconclusive`` where a detector fired that disqualifies it:
+    ``capped_by`` names them, and the reason says what they saw. No other verdict is touched.
+
+    Two ways lead to ``better``, the score and the format, and each is a one-sided test at 2.5 %,
+    so without a difference it is said in at most 5 %: 1 to 4 % in the simulations of the tests.
     """
     pairs = [
         (metrics.score_error(b.scores, ref.scores), metrics.score_error(t.scores, ref.scores))
@@ -175,21 +253,61 @@ def verdict(
     gains = [None if b is None or t is None else b - t for b, t in pairs]
     formats = [float(t.strict) - float(b.strict) for b, t in zip(base, tuned, strict=True)]
     score = stats.judge(
-        list(metrics.by_photograph(gains, photographs).values()), margin=stats.SCORE_MARGIN
+        list(metrics.by_photograph(gains, photographs).values()),
+        margin=score_margin,
+        resamples=resamples,
     )
     form = stats.judge(
         list(metrics.by_photograph(formats, photographs).values()),
-        margin=stats.FORMAT_MARGIN,
+        margin=format_margin,
         observed=True,
+        resamples=resamples,
     )
     # Arms that agree in everything that can be compared differ in nothing, readable or not.
     same = all(b.scores == t.scores for b, t in zip(base, tuned, strict=True)) and not any(formats)
     state = "no_worse" if same else stats.combine(score.state, form.state)
+    against = [d for d in detections if d.fired and d.disqualifies] if state == "better" else []
+    state = "inconclusive" if against else state
+    told = "".join(f" But it does not count as better: {d.sentence}" for d in against[:1])
+    told += "".join(f" {d.sentence}" for d in against[1:])
     return {
         "verdict": state,
-        "reason": reason(state, score, form),
+        "reason": reason(state, score, form) + told,
         "change": {"score": score.as_dict(), "format": form.as_dict()},
+        "capped_by": [detection.name for detection in against],
     }
+
+
+def per_dimension_change(
+    base: Sequence[Reading],
+    tuned: Sequence[Reading],
+    references: Sequence[Reading],
+    photographs: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """How far the score error fell in each dimension, by the name the reference writes.
+
+    ``{name: {n, mean, interval, p_value, p_holm, effect_size}}``, by photograph, in points;
+    positive is better for tuned. ``p_value`` is ``stats.sign_flip``'s, ``p_holm`` the same with
+    Holm's correction over the dimensions, the one to go by when looking for one that changed.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key, name in dimension_names(references).items():
+        gains: list[float | None] = []
+        for b, t, ref in zip(base, tuned, references, strict=True):
+            before, after = (metrics.score_errors(r.scores, ref.scores).get(key) for r in (b, t))
+            gains.append(difference(before, after))
+        values = list(metrics.by_photograph(gains, photographs).values())
+        found[name] = {
+            "n": len(values),
+            "mean": mean_of(values),
+            "interval": listed(stats.mean_interval(values)),
+            "p_value": stats.sign_flip(values),
+            "effect_size": stats.effect_size(values),
+        }
+    adjusted = stats.holm([change["p_value"] for change in found.values()])
+    for change, p in zip(found.values(), adjusted, strict=True):
+        change["p_holm"] = p
+    return found
 
 
 def reason(state: str, score: stats.Change, form: stats.Change) -> str:

@@ -9,8 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
-from statistics import fmean
+from statistics import fmean, pstdev
+from typing import Any
 
 from ..data.critique import Critique, CritiqueError, parse_analysis, strict_format_error
 
@@ -119,35 +119,96 @@ def by_photograph(
     return {photograph: fmean(found) for photograph, found in seen.items()}
 
 
-def correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's rank correlation, -1 to 1, of (answer, reference) scores.
+def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's rank correlation, -1 to 1, of (answer, reference) scores; ``scipy.stats``.
 
     None for fewer than three pairs or where either side never varies: a model that gives every
     photograph the same score ranks nothing. Ties share their mean rank (Kendall 1948).
     """
-    if len(pairs) < 3:
+    if not _rankable(pairs):
         return None
-    left, right = (_ranks(column) for column in zip(*pairs, strict=True))
-    mean = (len(pairs) + 1) / 2
-    covariance = sum((a - mean) * (b - mean) for a, b in zip(left, right, strict=True))
-    spread = sqrt(sum((a - mean) ** 2 for a in left) * sum((b - mean) ** 2 for b in right))
-    return covariance / spread if spread else None
+    from scipy.stats import spearmanr
+
+    given, truth = zip(*pairs, strict=True)
+    found: Any = spearmanr(given, truth)
+    return float(found.statistic)
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(values)
-    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
+def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau-b (1945, Biometrika 33), -1 to 1, of (answer, reference) scores.
+
+    Of two photographs, how much oftener both sides rank them alike than unlike; corrected for
+    ties. None where ``spearman`` is None.
+    """
+    if not _rankable(pairs):
+        return None
+    from scipy.stats import kendalltau
+
+    given, truth = zip(*pairs, strict=True)
+    found: Any = kendalltau(given, truth)
+    return float(found.statistic)
+
+
+def _rankable(pairs: Sequence[tuple[float, float]]) -> bool:
+    return len(pairs) >= 3 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+
+
+def spread_ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard deviation of the answers' scores over that of the references', 0 or more.
+
+    1 for a model that tells photographs apart as much as the advisor does, 0 for one that gives
+    all the same score; a cautious model that is right on average lies between. None for fewer than
+    two pairs or references without spread.
+    """
+    if len(pairs) < 2:
+        return None
+    given, truth = (pstdev(side) for side in zip(*pairs, strict=True))
+    return given / truth if truth else None
+
+
+def overall_gap(critique: Critique) -> float:
+    """How far the stated overall score lies from the mean of its own dimensions, 0-10."""
+    return abs(critique.overall_score - fmean(d.score for d in critique.dimensions))
+
+
+def distinct_advice(critiques: Iterable[Critique]) -> float | None:
+    """Distinct recommendations over all recommendations, across dimensions and photographs, 0-1.
+
+    After distinct-n (Li et al. 2016, "A Diversity-Promoting Objective Function"), with a whole
+    recommendation as the unit. It falls as critiques are added, so only equal numbers of them can
+    be compared. None without any.
+    """
+    said = [
+        " ".join(d.recommendation.casefold().split())
+        for critique in critiques
+        for d in critique.dimensions
+        if d.recommendation.strip()
+    ]
+    return len(set(said)) / len(said) if said else None
+
+
+def description_overlap(answer: Critique, reference: Critique) -> float | None:
+    """Jaccard overlap, 0-1, of the words of two image descriptions; None if either has none."""
+    mine, theirs = (
+        set(re.findall(r"\w+", c.image_description.casefold())) for c in (answer, reference)
+    )
+    return len(mine & theirs) / len(mine | theirs) if mine and theirs else None
+
+
+def percentile(values: Iterable[float | None], percent: float) -> float | None:
+    """The ``percent``-th percentile (0-100), between neighbours; None where a value is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    if not found or len(known) < len(found):
+        return None
+    import numpy as np
+
+    return float(np.percentile(known, percent))
 
 
 def distinct_score_vectors(readings: Iterable[Reading]) -> int:
     """How many different sets of scores the readable answers give; 1 means a template."""
     return len({tuple(sorted(r.scores.items())) for r in readings if r.readable and r.scores})
-
-
-def repeats_advice(critique: Critique) -> bool:
-    """Whether one recommendation stands under two or more dimensions, word for word."""
-    said = [d.recommendation.strip().casefold() for d in critique.dimensions if d.recommendation]
-    return len(set(said)) < len(said)
 
 
 def foreign_script(text: str, reference: str) -> bool:

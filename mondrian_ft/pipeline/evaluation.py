@@ -84,6 +84,8 @@ def evaluate(
             "base": asdict(base.identity),
         },
         adapter_hash=adapter.hash if adapter else None,
+        score_margin=config.eval.margin_score,
+        format_margin=config.eval.margin_format,
     )
     if labels is not None:
         report["evidence"]["labels"] = labels

@@ -137,7 +137,22 @@ def arms_table(arms: Mapping[str, Any]) -> dict[str, Any]:
         "Spearman’s correlation of overall scores",
         lambda arm: spread(arm, "overall_correlation"),
     )
+    row(
+        "  by pairs",
+        "Kendall’s tau-b of overall scores",
+        lambda arm: spread(arm, "overall_kendall"),
+    )
+    row(
+        "Spread of scores",
+        "overall scores, as a part of the references’",
+        lambda arm: share(arm, "overall_spread_ratio"),
+    )
     row("Different sets of scores", "1 would be a template", tally("distinct_score_vectors"))
+    row(
+        "Different advice",
+        "of all recommendations given",
+        lambda arm: share(arm, "distinct_advice"),
+    )
     for key, name, note in (
         ("repeated_advice", "Repeated advice", "answers with one advice in two dimensions"),
         ("foreign_script", "Another script", "answers not in the reference’s alphabet"),
@@ -146,6 +161,18 @@ def arms_table(arms: Mapping[str, Any]) -> dict[str, Any]:
         if any(arm[key] for arm in spoken.values()):
             row(name, note, tally(key))
     row("Seconds", "per photograph", lambda arm: (wording.seconds(arm.get("seconds_mean")), ""))
+    row("  nineteen of twenty", "", lambda arm: (wording.seconds(arm.get("seconds_p95")), ""))
+    if any(arm.get("first_token_seconds_p50") is not None for arm in spoken.values()):
+        row(
+            "  first token",
+            "median",
+            lambda arm: (wording.seconds(arm.get("first_token_seconds_p50")), ""),
+        )
+    row(
+        "Tokens per second",
+        "median",
+        lambda arm: (wording.seconds(arm.get("tokens_per_second_p50")), ""),
+    )
     row(
         "Tokens",
         "generated per photograph",
@@ -173,6 +200,8 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
             f"With {wording.count(n, 'photograph')} only large differences show. Halving the "
             f"intervals would take about {4 * n}."
         )
+    if found := wording.detectable(evidence):
+        said.append(found)
     if evidence["n"] != n:
         said.append(
             f"{evidence['n']} rows lie on {wording.count(n, 'photograph')}; rows that share a "
@@ -187,7 +216,8 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
         )
     tuned = arms.get("tuned", {})
     shuffled, own = tuned.get("score_mae_shuffled"), tuned.get("score_mae")
-    if shuffled is not None and own:
+    fired = {d["name"]: d["sentence"] for d in evidence.get("detections", ()) if d["fired"]}
+    if shuffled is not None and own and "ignores_picture" not in fired:
         share = 100 * (shuffled / own - 1)
         said.append(
             f"Shown another photograph, the tuned model’s error is {share:.0f} % higher: its "
@@ -206,6 +236,9 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
             f"Answers that cannot be read ({which}) are no part of the score error; they count "
             "against the format, and the table also charges them as wrong as can be."
         )
+    # Those that decided the verdict stand beside it; the limit has its own sentence below.
+    apart = {*(evidence.get("capped_by") or ()), "truncated"}
+    said += [f"The tuned model: {text}" for name, text in fired.items() if name not in apart]
     if any(arm.get("unfinished") for arm in arms.values()):
         said.append("Some answers met the token limit; a higher eval.max_tokens lets them finish.")
     return said

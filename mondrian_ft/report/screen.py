@@ -172,6 +172,8 @@ def show_closing(
     console.print()
     console.print(plain(verdict), style="bold", markup=False)
     console.print(plain(sentence), markup=False)
+    for told in wording.capping(report["evidence"]):
+        console.print(plain(f"It does not count as better: {told}"), markup=False)
     console.print()
     console.print(metrics_table(report))
     n = report["evidence"]["n_photographs"]

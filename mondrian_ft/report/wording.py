@@ -130,6 +130,8 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         "worse": "Fine-tuning made it worse.",
         "inconclusive": "Not enough to tell.",
     }[evidence["verdict"]]
+    if capping(evidence):
+        short = "Not better, whatever the scores say."
     if tuned["score_mae"] is not None and base["score_mae"] is not None:
         said = (
             f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "
@@ -163,16 +165,39 @@ def unsettled(change: Mapping[str, Any]) -> str:
     )
 
 
+def capping(evidence: Mapping[str, Any]) -> list[str]:
+    """Sentences of the detections that lowered a ``better``; none where nothing did."""
+    names = evidence.get("capped_by") or ()
+    return [d["sentence"] for d in evidence.get("detections", ()) if d["name"] in names]
+
+
+def detectable(evidence: Mapping[str, Any]) -> str:
+    """What difference of the score error would be found; blank where it cannot be told."""
+    found = (evidence.get("change") or {}).get("score") or {}
+    effect = found.get("minimum_detectable_effect")
+    if effect is None:
+        return ""
+    return (
+        f"With {count(found['n'], 'photograph')} and this much scatter, a true "
+        f"difference of {points(effect)} points in the score error is found in four evaluations "
+        "of five; a smaller one may well be missed."
+    )
+
+
 def lede(report: Mapping[str, Any]) -> list[str]:
     """The sentences under the headline: how sure, the format, and the constant guess."""
     evidence = report["evidence"]
     arms, said = evidence["arms"], []
     change = evidence.get("change")
-    if change and evidence["verdict"] == "inconclusive":
+    against = capping(evidence)
+    if against:
+        said += ["The numbers alone would say better, but it does not count as that:", *against]
+    elif change and evidence["verdict"] == "inconclusive":
         said.append(unsettled(change))
     if change and change["score"]["mean"] is not None and change["score"]["interval"]:
         score_change = change["score"]
-        p = score_change["p_value"]
+        # The verdict asks both tests, so the larger p is the one to read.
+        p = max(score_change["p_value"], score_change.get("studentized_p") or 0.0)
         chance = f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}"
         better = "lower" if score_change["mean"] >= 0 else "higher"
         low, high = sorted(abs(v) for v in score_change["interval"])

@@ -16,7 +16,12 @@ def compare() -> Callable[..., dict]:
     """``build`` with the arguments that most tests do not care about."""
 
     def build(
-        references: Sequence[str], train: Sequence[str] = (), shas=None, **arms: Sequence[str]
+        references: Sequence[str],
+        train: Sequence[str] = (),
+        shas=None,
+        score_margin: float = 0.25,
+        format_margin: float = 0.02,
+        **arms: Sequence[str],
     ) -> dict:
         shas = shas or [None] * len(references)
         rows = [make_row(str(i), r, shas[i]) for i, r in enumerate(references)]
@@ -30,6 +35,8 @@ def compare() -> Callable[..., dict]:
             settings={"max_tokens": 300},
             adapter_hash="0" * 64,
             date="2026-11-24T12:00:00+00:00",
+            score_margin=score_margin,
+            format_margin=format_margin,
         )
 
     return build

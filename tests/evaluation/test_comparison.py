@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from mondrian_ft.errors import DataError
 from mondrian_ft.evaluation import comparison
+from mondrian_ft.evaluation.outputs import Output
 
 from .critiques import answer, make_output, make_row
 
@@ -74,7 +76,12 @@ def test_numbers_by_hand(compare) -> None:
     assert arms["tuned"]["score_mae"] == pytest.approx((0.5 + 0) / 2)
     assert arms["tuned"]["score_mae_shuffled"] == pytest.approx((3 + 2.5) / 2)
     assert arms["mean_score"]["score_mae"] == pytest.approx((0.5 + 2.5) / 2)
-    assert arms["base"]["per_dimension"]["Lighting"] == {"mae": 2.5, "n": 2}
+    lighting = {"mae": 2.5, "bias": 1.5, "spearman": None, "kendall": None, "n": 2}
+    lighting["spread_ratio"] = pytest.approx(0.5 / 2)
+    assert arms["base"]["per_dimension"]["Lighting"] == lighting
+    assert arms["base"]["overall_bias"] == pytest.approx((3 - 0.5) / 2)
+    assert arms["base"]["overall_spread_ratio"] == pytest.approx(0.25 / 1.5)
+    assert arms["base"]["overall_gap"] == 0
     assert arms["base"]["score_bias"] == pytest.approx((3 - 0.5) / 2)
     assert (arms["tuned"]["format_strict"], arms["tuned"]["readable"]) == (0.5, 1.0)
     assert report["metrics"]["base_model"]["avg_score"] == pytest.approx(7.75)
@@ -227,3 +234,49 @@ def test_cut_answers_are_counted() -> None:
     base = report["evidence"]["arms"]["base"]
     assert (base["unfinished"], base["seconds_mean"]) == (1, 2.0)
     assert report["metrics"]["base_model"]["total_inference_time"] == 2.0
+
+
+def test_latency_is_told_where_it_was_taken() -> None:
+    """Median and 95th percentile of seconds, speed and, if the generator took them, its stages."""
+    rows = [make_row(str(i), answer(8, 7)) for i in range(3)]
+
+    def base(outputs: list[Output]) -> dict:
+        return comparison.build(
+            rows=rows,
+            arms={"base": outputs},
+            train_rows=[],
+            base_model="sample",
+            lora_path=None,
+            validation_data="val.json",
+            settings={},
+            adapter_hash=None,
+        )["evidence"]["arms"]["base"]
+
+    plain = [make_output(answer(8, 7), seconds=s) for s in (1.0, 2.0, 4.0)]
+    found = base(plain)
+    assert (found["seconds_p50"], found["seconds_p95"]) == (2.0, pytest.approx(3.8))
+    assert found["tokens_per_second_p50"] == 50.0
+    assert found["first_token_seconds_p50"] is None
+    assert found["prefill_seconds_p95"] is None
+    timed = [
+        replace(output, prefill_seconds=0.1 * i, first_token_seconds=0.2 * i)
+        for i, output in enumerate(plain)
+    ]
+    assert base(timed)["first_token_seconds_p50"] == pytest.approx(0.2)
+    assert base(timed)["prefill_seconds_p95"] == pytest.approx(0.19)
+    # One answer without its time leaves the percentile unknown rather than of the others alone.
+    assert base([*timed[:2], plain[2]])["prefill_seconds_p50"] is None
+
+
+def test_margins_reach_the_verdict(compare) -> None:
+    """What counts as no worse is the caller's, and the report says what it was."""
+    change = compare(REFERENCES, base=GENERIC, tuned=NEAR, score_margin=0.5, format_margin=0.1)[
+        "evidence"
+    ]["change"]
+    assert (change["score"]["margin"], change["format"]["margin"]) == (0.5, 0.1)
+
+
+def test_advice_is_counted_across_photographs(compare) -> None:
+    """Two recommendations in all of eight photographs: an eighth of sixteen is distinct."""
+    base = compare(REFERENCES, base=GENERIC)["evidence"]["arms"]["base"]
+    assert base["distinct_advice"] == base["distinct_advice_reference"] == 2 / 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
 
+from mondrian_ft.data.audit.texts import repeats_advice
 from mondrian_ft.evaluation import metrics
 
 from .critiques import answer
@@ -82,15 +82,50 @@ def test_rows_of_one_photograph_count_once() -> None:
         metrics.by_photograph([1.0, 2.0], ["x"])
 
 
-def test_correlation_is_spearmans() -> None:
-    """The rank correlation is scipy's, ties included; a constant ranks nothing."""
-    pairs = [(1, 2), (2, 2), (2, 5), (4, 4), (3, 9)]
-    given, truth = (list(column) for column in zip(*pairs, strict=True))
-    assert metrics.correlation(pairs) == pytest.approx(
-        np.corrcoef(rankdata(given), rankdata(truth))[0, 1]
-    )
-    assert metrics.correlation([(7, 1), (7, 2), (7, 3)]) is None
-    assert metrics.correlation([(1, 1), (2, 2)]) is None
+def test_rank_correlations_by_hand() -> None:
+    """Ties share ranks, pairs are counted, and a constant ranks nothing."""
+    pairs = [(1.0, 2.0), (2.0, 2.0), (2.0, 5.0), (4.0, 4.0), (3.0, 9.0)]
+    given, truth = [1, 2.5, 2.5, 5, 4], [1.5, 1.5, 4, 3, 5]
+    assert metrics.spearman(pairs) == pytest.approx(np.corrcoef(given, truth)[0, 1])
+    # Of the ten pairs six agree, two disagree, one ties on each side.
+    assert metrics.kendall(pairs) == pytest.approx((6 - 2) / 9)
+    for measure in (metrics.spearman, metrics.kendall):
+        assert measure([(1, 1), (2, 2), (3, 3)]) == pytest.approx(1)
+        assert measure([(7, 1), (7, 2), (7, 3)]) is None
+        assert measure([(1, 7), (2, 7), (3, 7)]) is None
+        assert measure([(1, 1), (2, 2)]) is None
+        assert measure([]) is None
+
+
+def test_spread_ratio() -> None:
+    """Half the reference's spread is 0.5, none is 0, and references without any give None."""
+    assert metrics.spread_ratio([(5, 2), (7, 6)]) == pytest.approx(0.5)
+    assert metrics.spread_ratio([(5, 2), (5, 6)]) == 0
+    assert metrics.spread_ratio([(5, 2), (7, 2)]) is None
+    assert metrics.spread_ratio([(5, 2)]) is None
+
+
+def test_overall_gap_and_descriptions() -> None:
+    """A stated 9 over dimensions of 8 and 6 is 2 off; descriptions share words or none."""
+    first, second = (metrics.read(t).critique for t in (answer(8, 6, overall=9), answer(8, 6)))
+    assert first is not None
+    assert second is not None
+    assert metrics.overall_gap(first) == pytest.approx(2)
+    assert metrics.description_overlap(first, second) == 1
+    other = second.model_copy(update={"image_description": "A lake at dawn."})
+    assert metrics.description_overlap(first, other) == pytest.approx(2 / 6)
+    blank = second.model_copy(update={"image_description": ""})
+    assert metrics.description_overlap(first, blank) is None
+    assert metrics.distinct_advice([first, second]) == pytest.approx(2 / 4)
+    assert metrics.distinct_advice([]) is None
+
+
+def test_percentiles_need_every_value() -> None:
+    """Between neighbours; one unknown value leaves it unknown."""
+    assert metrics.percentile([1.0, 2.0, 3.0], 50) == 2
+    assert metrics.percentile([1.0, 3.0], 95) == pytest.approx(2.9)
+    assert metrics.percentile([1.0, None], 50) is None
+    assert metrics.percentile([], 50) is None
 
 
 def test_templates_and_repeated_advice_are_seen() -> None:
@@ -99,10 +134,10 @@ def test_templates_and_repeated_advice_are_seen() -> None:
     assert metrics.distinct_score_vectors(readings) == 2
     critique = metrics.read(answer(8, 7)).critique
     assert critique is not None
-    assert not metrics.repeats_advice(critique)
+    assert not repeats_advice(critique)
     same = metrics.read(answer(8, 7).replace("Mind Lighting", "Mind Composition")).critique
     assert same is not None
-    assert metrics.repeats_advice(same)
+    assert repeats_advice(same)
 
 
 def test_foreign_script() -> None:

@@ -92,3 +92,73 @@ def test_combine() -> None:
     assert stats.combine("better", "inconclusive") == "inconclusive"
     assert stats.combine("no_worse", "better") == "better"
     assert stats.combine("no_worse", "no_worse") == "no_worse"
+
+
+def test_mcnemar_is_the_sign_flip_test_of_yes_or_no() -> None:
+    """Six gained and none lost is 2/64; equal numbers are no difference."""
+    assert stats.mcnemar(6, 0) == pytest.approx(2 / 64)
+    assert stats.mcnemar(0, 0) == stats.mcnemar(3, 3) == 1
+    gains = [1.0] * 7 + [-1.0] * 2 + [0.0] * 9
+    assert stats.mcnemar(7, 2) == pytest.approx(stats.sign_flip(gains))
+
+
+def test_holm_by_hand() -> None:
+    """The smallest of three times three, the next times two, never below the one before it."""
+    assert stats.holm([0.04, 0.01, None, 0.03]) == [
+        pytest.approx(0.06),
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.06),
+    ]
+    assert stats.holm([0.9, 0.8]) == [1, 1]
+    assert stats.holm([]) == []
+
+
+def test_studentized_is_the_t_test_of_many_normal_values() -> None:
+    """Of many symmetric values it gives Student's p, in both directions; of skewed ones another."""
+    rng = np.random.default_rng(2)
+    values = rng.normal(0.2, 1, 80)
+    student = values.mean() / (values.std(ddof=1) / np.sqrt(values.size))
+    expected = 2 * reference.t.sf(abs(student), values.size - 1)
+    for side in (values, -values):
+        assert stats.studentized(list(side)) == pytest.approx(expected, abs=0.015)
+    assert stats.studentized(list(values)) == stats.studentized(list(values))
+    gains = -(rng.gamma(1.0, 1.0, 15) - 1.5)
+    skewed, other = stats.studentized(list(gains)), stats.sign_flip(list(gains))
+    assert skewed is not None
+    assert other is not None
+    assert skewed > other
+    assert stats.studentized([1.0] * 8) is None
+    assert stats.studentized([1.0]) is None
+    assert stats.studentized([0.0, 0.0, 5.0]) is not None
+
+
+def test_detectable_effects() -> None:
+    """Never below the paired t-test's own, near it for many, and unknown without any spread."""
+    rng = np.random.default_rng(0)
+    for n, most in ((8, 2.0), (30, 1.3), (400, 1.05)):
+        values = list(rng.normal(0.3, 2, n))
+        own = stats.minimum_detectable_effect(values)
+        assert own is not None
+        shift = own / np.std(values, ddof=1) * np.sqrt(n)
+        critical = reference.t.ppf(0.975, n - 1)
+        power = reference.nct.sf(critical, n - 1, shift)
+        assert power >= 0.8
+        classic = (critical + reference.t.ppf(0.8, n - 1)) / np.sqrt(n) * np.std(values, ddof=1)
+        assert classic <= own <= most * classic
+        again = stats.minimum_detectable_effect([value + 5 for value in values])
+        assert own == pytest.approx(again)
+    assert stats.minimum_detectable_effect([1.0] * 9) is None
+    assert stats.minimum_detectable_effect([1.0, 2.0, 3.0]) is None
+    share = stats.minimum_detectable_share(15)
+    assert share is not None
+    assert reference.binom.sf(5, 15, share) == pytest.approx(0.8)
+    assert stats.minimum_detectable_share(5) is None
+
+
+def test_effect_size_by_hand() -> None:
+    """Mean 2, standard deviation 1."""
+    assert stats.effect_size([1.0, 2.0, 3.0]) == pytest.approx(2)
+    assert stats.effect_size([-1.0, -2.0, -3.0]) == pytest.approx(-2)
+    assert stats.effect_size([2.0, 2.0]) is None
+    assert stats.effect_size([2.0]) is None

@@ -36,12 +36,7 @@ def identical_texts(entries: Sequence[Entry]) -> list[Finding]:
 
 def repeated_advice(entries: Sequence[Entry]) -> list[Finding]:
     """The same recommendation in several dimensions of one row."""
-    found = []
-    for entry in entries:
-        if entry.critique:
-            said = Counter(_plain(d.recommendation) for d in entry.critique.dimensions)
-            if any(n > 1 for text, n in said.items() if text):
-                found.append(entry)
+    found = [entry for entry in entries if entry.critique and repeats_advice(entry.critique)]
     return finding(
         "repeated_advice",
         "the same advice in several dimensions",
@@ -49,6 +44,12 @@ def repeated_advice(entries: Sequence[Entry]) -> list[Finding]:
         f"In {some(len(found), 'row')} one recommendation stands in several dimensions. A model "
         "learns the habit.",
     )
+
+
+def repeats_advice(critique: Critique) -> bool:
+    """Whether one recommendation stands under two or more dimensions, word for word."""
+    said = Counter(_plain(d.recommendation) for d in critique.dimensions)
+    return any(n > 1 for text, n in said.items() if text)
 
 
 def non_english(entries: Sequence[Entry]) -> list[Finding]:
@@ -72,7 +73,7 @@ _THINKING = re.compile(
 
 def thinking_text(entries: Sequence[Entry]) -> list[Finding]:
     """Thinking aloud before or inside the answer."""
-    found = [entry for entry in entries if _THINKING.search(entry.text)]
+    found = [entry for entry in entries if thinks_aloud(entry.text)]
     return finding(
         "thinking_text",
         "thinking aloud",
@@ -80,6 +81,11 @@ def thinking_text(entries: Sequence[Entry]) -> list[Finding]:
         f'In {some(len(found), "row")} there is "thinking" text such as "Okay, let me see". Around '
         "the JSON it is cut away; inside it would be learnt.",
     )
+
+
+def thinks_aloud(text: str) -> bool:
+    """Whether a text has thinking tags or phrases such as "Okay, let me see" in it."""
+    return bool(_THINKING.search(text))
 
 
 def token_loops(entries: Sequence[Entry]) -> list[Finding]:

@@ -1,0 +1,164 @@
+"""Planted adapters are caught by the detector that should, and a good one by none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from mondrian_ft.evaluation import detectors, evidence, metrics
+
+from . import planted
+from .critiques import answer, make_output, make_row
+from .planted import Answers, Exam
+
+
+@pytest.mark.parametrize("plant", [planted.good, planted.weaker])
+def test_a_good_adapter_fires_none(plant: Callable[[Exam], Answers]) -> None:
+    """Stock phrases and a fallible eye are no fault, over many seeds of the sample."""
+    for seed in range(12):
+        exam = Exam.draw(seed)
+        assert not planted.fired(planted.detections(exam, plant(exam))), seed
+
+
+@pytest.mark.parametrize("plant", planted.PLANTS, ids=lambda plant: plant.__name__)
+def test_planted_faults_fire(plant: Callable[[Exam], Answers]) -> None:
+    """Each fault is seen by its own detector, by no other that it does not concern."""
+    must, may = planted.PLANTS[plant]
+    for seed in range(4):
+        exam = Exam.draw(seed)
+        found = planted.fired(planted.detections(exam, plant(exam)))
+        assert must <= found <= must | may, seed
+
+
+@pytest.mark.parametrize("plant", planted.PLANTS, ids=lambda plant: plant.__name__)
+def test_disqualified_adapters_are_never_better(compare, plant) -> None:
+    """A fault that disqualifies takes the verdict better away, with its sentence as the reason."""
+    exam = Exam.draw(1)
+    answers = plant(exam)
+    found = {d.name: d for d in planted.detections(exam, answers) if d.fired and d.disqualifies}
+    evidence = planted.report(compare, exam, answers)["evidence"]
+    fired = [d for d in evidence["detections"] if d["fired"] and d["disqualifies"]]
+    assert {d["name"] for d in fired} == found.keys()
+    if found:
+        assert evidence["verdict"] != "better"
+    assert set(evidence["capped_by"]) <= found.keys()
+    for name in evidence["capped_by"]:
+        assert found[name].sentence in evidence["reason"]
+
+
+def test_a_good_adapter_is_better(compare) -> None:
+    """And none of this keeps a good adapter from its verdict."""
+    exam = Exam.draw(1)
+    evidence = planted.report(compare, exam, planted.good(exam))["evidence"]
+    assert evidence["verdict"] == "better"
+    assert evidence["capped_by"] == []
+    assert len(evidence["detections"]) == 9
+
+
+def test_the_cap_is_what_lowers_it(compare) -> None:
+    """German answers with the advisor's own scores would be better, but for the language."""
+    exam = Exam.draw(1)
+    evidence = planted.report(compare, exam, planted.german(exam))["evidence"]
+    assert evidence["change"]["score"]["state"] == "better"
+    assert evidence["verdict"] == "inconclusive"
+    assert evidence["capped_by"] == ["other_language"]
+    assert "18 of 18 answers are not in the references’ language" in evidence["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", [planted.shuffled_labels, planted.shuffled_scores])
+def test_trained_on_shuffled_labels_is_never_better(plant: Callable[[Exam], Answers]) -> None:
+    """In 200 repeats, of every mixture of guessing and giving the mean, at n = 15."""
+    states = []
+    for seed in range(200):
+        exam = Exam.draw(1000 + seed, n=15, n_train=40)
+        answers = plant(exam)
+        found = evidence.verdict(
+            planted.readings(exam.base()),
+            planted.readings(answers.own),
+            planted.readings([row.response for row in exam.rows]),
+            [str(row.image_sha256) for row in exam.rows],
+            detections=planted.detections(exam, answers),
+            resamples=999,
+        )
+        states.append(found["verdict"])
+    assert states.count("better") == 0
+
+
+def test_repeating_references_are_no_recital() -> None:
+    """Where the references themselves are copies of training texts, copying tells nothing."""
+    rows = [make_row(str(i), answer(5 + i % 3, 4)) for i in range(8)]
+    train = [make_row(f"t{i}", answer(5 + i % 3, 4)) for i in range(8)]
+    assert not detectors.recites(rows, [row.response for row in rows], train).fired
+
+
+def test_a_photographs_own_critique_is_no_recital() -> None:
+    """Only critiques of other photographs count: one's own, word for word, would be right."""
+    exam = Exam.draw(2)
+    own = [row.response for row in exam.rows]
+    assert not detectors.recites(exam.rows, own, exam.rows).fired
+    others = [*own[1:], *own[:1]]
+    found = detectors.recites(exam.rows, others, exam.rows)
+    assert found.fired
+    assert found.rows == tuple(row.job_id for row in exam.rows)
+
+
+def test_what_the_base_does_is_no_recital() -> None:
+    """A copy that the base gives as well was not learnt from the training critiques."""
+    exam = Exam.draw(2)
+    copies = [exam.train[0].response] * len(exam.rows)
+    assert detectors.recites(exam.rows, copies, exam.train).fired
+    assert not detectors.recites(exam.rows, copies, exam.train, base=copies).fired
+
+
+def test_few_photographs_fire_nothing_by_chance() -> None:
+    """Two photographs cannot show that the picture is ignored, unless nothing changes at all."""
+    references = [metrics.read(answer(3, 4)), metrics.read(answer(8, 9))]
+    own = [metrics.read(answer(4, 4)), metrics.read(answer(7, 9))]
+    photographs = ["a", "b"]
+    found = detectors.ignores_picture(own, own[::-1], references, photographs)
+    assert (found.fired, found.value) == (False, None)
+    assert detectors.ignores_picture(own, own, references, photographs).fired
+    assert not detectors.ignores_picture(own, [], references, photographs).fired
+
+
+def test_descriptions_stand_in_for_scores() -> None:
+    """Where references hold no scores, the descriptions tell whether the picture is seen."""
+    exam = Exam.draw(3)
+    photographs = [str(row.image_sha256) for row in exam.rows]
+    references = [
+        metrics.Reading(r.critique, None, None)
+        for r in planted.readings([row.response for row in exam.rows])
+    ]
+    for plant, blind in ((planted.good, False), (planted.blind, True)):
+        answers = plant(exam)
+        found = detectors.ignores_picture(
+            planted.readings(answers.own),
+            planted.readings(answers.shuffled),
+            references,
+            photographs,
+        )
+        assert found.fired == blind
+
+
+def test_a_loop_or_language_of_the_references_is_none() -> None:
+    """What the advisor does as well is no failure of the adapter."""
+    text = json.dumps(json.loads(answer(5, 5)) | {"technical_notes": planted.GERMAN * 9})
+    rows = [make_row(str(i), text) for i in range(4)]
+    assert not detectors.other_language(rows, [text] * 4).fired
+    assert not detectors.loops(rows, [text] * 4).fired
+    english = [make_row(str(i), answer(5, 5)) for i in range(4)]
+    assert detectors.other_language(english, [text] * 4).fired
+
+
+def test_detections_are_json() -> None:
+    """A detection goes into the report as it is."""
+    found = detectors.truncated(
+        [make_row("1", answer(5, 5))], [make_output("{", finished=False)]
+    ).as_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["fired"]
+    assert found["rows"] == ["job-1"]
+    assert not found["disqualifies"]
