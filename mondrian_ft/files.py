@@ -158,6 +158,17 @@ def _end_of_lines(handle: int) -> int:
     return size + 1
 
 
+def is_read_only(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is not to be changed, by its mode (which binds root too) or by its folder.
+
+    ``replacing`` writes a new file in its place, which the old one's mode would not forbid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return False
+    return not path.stat().st_mode & 0o222 or not os.access(path.parent, os.W_OK)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces."""
     with Path(path).open("rb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, MondrianError
 from ..evaluation import assessments
 from ..evaluation.assessments import ASSESSMENTS_NAME, Pair
-from ..files import atomic_write_json
+from ..files import atomic_write_json, is_read_only
 from ..report import html, screen, wording
 from . import versioning
 
@@ -40,7 +39,7 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
     pairs = assessments.pairs_of(report, path)
     adapter = assessments.adapter_hash(report)
     folder = path.parent
-    if read_only(path):
+    if is_read_only(path):
         folder = ASIDE.absolute() / (adapter or assessments.sha256_text(str(path)))[:12]
         run.console.print(
             f"{screen.near(path)} is read-only; judgements are kept in {screen.near(folder)}.",
@@ -114,13 +113,6 @@ def find_report(name: str | None, config: Config, run: Run) -> Path:
     return place / "evaluation" / REPORT
 
 
-def read_only(path: Path) -> bool:
-    """Whether a file is not to be changed, by its mode (which binds root too) or by its folder."""
-    if not path.is_file():
-        return False
-    return not path.stat().st_mode & 0o222 or not os.access(path.parent, os.W_OK)
-
-
 def tell(run: Run, path: Path, folder: Path, pairs: Sequence[Pair]) -> dict[str, Any] | None:
     """Count what is on the disk, and write it into the report and its pages.
 
@@ -188,7 +180,7 @@ def _adapter_copy(report: Mapping[str, Any], path: Path) -> Path | None:
     if not report.get("lora_path"):
         return None
     copy = Path(str(report["lora_path"])) / "evaluation" / REPORT
-    if not copy.is_file() or read_only(copy) or copy.resolve() == path.resolve():
+    if not copy.is_file() or is_read_only(copy) or copy.resolve() == path.resolve():
         return None
     try:
         other = assessments.read_report(copy)

@@ -12,8 +12,8 @@ from ..data.rows import Row
 from ..errors import DataError
 from ..evaluation import comparison
 from ..evaluation.evaluator import Evaluator
-from ..files import atomic_write_bytes, atomic_write_json
-from ..model.adapter import Adapter
+from ..files import atomic_write_bytes, atomic_write_json, is_read_only
+from ..model.adapter import WEIGHTS, Adapter
 from ..model.base import Base
 from ..model.features import FeatureStore
 from ..report import html, screen, wording
@@ -116,11 +116,10 @@ def evaluate(
 
 def _attach_evaluation(adapter: Adapter, report: dict[str, Any], page: Path) -> None:
     """Put the evaluation beside the weights it is about; a registered version is left as it is."""
-    folder = adapter.folder / "evaluation"
-    try:
-        atomic_write_json(folder / "comparison_report.json", report)
-    except PermissionError:
+    if is_read_only(adapter.folder / WEIGHTS):
         return
+    folder = adapter.folder / "evaluation"
+    atomic_write_json(folder / "comparison_report.json", report)
     atomic_write_bytes(folder / "report.html", page.read_bytes())
     write_card(adapter.folder, adapter.manifest, report)
 

@@ -146,6 +146,24 @@ def test_versions(sample_run: Finished) -> None:
     assert version["hash"] == sample_run.facts["adapter"]["hash"]
 
 
+def test_evaluating_a_registered_version_leaves_it_as_it_is(sample_run: Finished) -> None:
+    """A version is its bytes: a later evaluation of it once replaced its report and its card."""
+    version = sample_run.cwd / "outputs" / "registry" / "sample-ansel" / "v1"
+    before = {path: path.read_bytes() for path in _files(version)}
+    done = succeed(
+        "task=evaluate",
+        "task.adapter=v1",
+        f"data.output_dir={sample_run.folder / 'data'}",
+        "eval.max_examples=2",
+        "eval.arms=[tuned]",
+        "eval.max_tokens=20",
+        "tracking=none",
+        cwd=sample_run.cwd,
+    )
+    assert {path: path.read_bytes() for path in _files(version)} == before
+    assert "report.html" in done.stdout
+
+
 @pytest.mark.full
 def test_same_seed_same_bytes(
     sample_run: Finished, tmp_path_factory: pytest.TempPathFactory
