@@ -3,8 +3,8 @@
 The photographs are the sample's rendered scenes, enlarged to a phone's 4032 × 3024 and given the
 grain of a sensor, so that their files are as large as real ones (2 to 4 MB) and no two are equal.
 One in twenty is another one saved again, and every fifth lies on its side (EXIF orientation 6), as
-phones store them. Making them takes ten to twenty minutes on two cores and 6 GB of disk. They are
-kept in the folder that the environment variable ``MONDRIAN_FT_LARGE`` names, if it does.
+phones store them. Making them took twenty minutes on two busy cores; they fill 6 GB. They are kept
+in the folder that the environment variable ``MONDRIAN_FT_LARGE`` names, if it does.
 """
 
 from __future__ import annotations
