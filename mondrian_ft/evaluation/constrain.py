@@ -8,6 +8,7 @@ answer that is valid by itself comes out as it would have.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class Constraint:
         import llguidance
         import llguidance.hf
 
+        self.fingerprint = hashlib.sha256(json.dumps([schema, _COMPACT]).encode()).hexdigest()
         size = int(base.backbone.text.embed_tokens.weight.shape[0])
         try:
             # The model's vocabulary, which may be larger than the tokenizer's: what no text stands

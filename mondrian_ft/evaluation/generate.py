@@ -73,6 +73,7 @@ def generate_each(
     temperature: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    answered: Callable[[int, int, Output], None] = lambda request, constraint, output: None,
 ) -> list[list[Output]]:
     """Answer every request once under each constraint; the prompts are read once for all.
 
@@ -87,6 +88,8 @@ def generate_each(
         seed: of the draws. A request's draws depend on it and on the request's place in
             ``requests``, not on the batch.
         progress: called with the number of requests answered so far.
+        answered: called with each answer as soon as its batch is done, and with the places of its
+            request and its constraint; what a killed run had is not lost then.
 
     Returns:
         For each constraint one :class:`Output` per request.
@@ -103,7 +106,7 @@ def generate_each(
         started = time.perf_counter()
         prompts = _read(base, chosen)
         reading = time.perf_counter() - started
-        for outputs, constraint in zip(found, constraints, strict=True):
+        for number, (outputs, constraint) in enumerate(zip(found, constraints, strict=True)):
             started = time.perf_counter() - reading
             answers, first_token = _decode(
                 base,
@@ -130,6 +133,7 @@ def generate_each(
                         first_token_seconds=first_token - started,
                     )
                 )
+                answered(len(outputs) - 1, number, outputs[-1])
         progress(min(first + batch_size, len(requests)))
     return found
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..data.rows import Row
 from ..errors import DataError
 from ..evaluation import comparison
+from ..evaluation.comparison import SHUFFLED
 from ..evaluation.evaluator import Evaluator
 from ..files import atomic_write_bytes, atomic_write_json, is_read_only
 from ..model.adapter import WEIGHTS, Adapter
+from ..model.backend import describe
 from ..model.base import Base
 from ..model.features import FeatureStore
 from ..report import html, screen, wording
@@ -24,6 +28,10 @@ from .training import encode_rows, pixel_facts, pixel_settings
 if TYPE_CHECKING:
     from ..config import Config
     from ..run import Run
+
+
+ANSWERS = Path("outputs/cache/answers")
+"""Greedy answers, kept under what they depend on."""
 
 
 def evaluate(
@@ -52,6 +60,7 @@ def evaluate(
     examples = encode_rows(config, run, base, rows)
     if not examples:
         raise DataError("every held-out row is too long for the model; lower data.max_pixels")
+    pixels = pixel_facts(base, pixel_settings(config))
     arms = [str(arm) for arm in config.eval.arms if adapter is not None or arm == "base"]
     evaluator = Evaluator(
         base,
@@ -60,6 +69,15 @@ def evaluate(
         batch_size=config.eval.batch_size,
         temperature=config.eval.temperature,
         seed=config.trainer.seed,
+        cache=ANSWERS.absolute(),
+        identity={
+            "base": asdict(base.identity),
+            "adapter": adapter.hash if adapter else None,
+            "pixels": pixels["fingerprint"],
+            "backend": describe(),
+            # mlx-vlm is pinned by this package's version.
+            "versions": {"mondrian_ft": __version__, "mlx": version("mlx")},
+        },
     )
     shown = wording.count(len({example.row.image_sha256 for example in examples}), "photograph")
     rows_told = wording.count(len(examples), "held-out row")
@@ -68,6 +86,12 @@ def evaluate(
         outputs = evaluator.run(
             examples, arms, lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}")
         )
+    if evaluator.damaged:
+        lines = wording.count(evaluator.damaged, "line")
+        run.warn(f"{lines} of the kept answers could not be read; those questions were asked again")
+    if reused := {arm: n for arm, n in evaluator.reused.items() if n and arm != SHUFFLED}:
+        told = wording.listing([f"{n} of {arm}" for arm, n in reused.items()])
+        run.console.print(f"Answers given before, with their times of then: {told}.", markup=False)
     report = comparison.build(
         rows=[example.row for example in examples],
         arms=outputs,
@@ -79,7 +103,8 @@ def evaluate(
             "max_tokens": config.eval.max_tokens or evaluator.limit(examples),
             "batch_size": config.eval.batch_size,
             "temperature": config.eval.temperature,
-            "pixels": pixel_facts(base, pixel_settings(config)),
+            "answers_reused": evaluator.reused,
+            "pixels": pixels,
             "data_lock": parts.lock,
             "base": asdict(base.identity),
         },

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_write_text
-from . import html, wording
+from . import html, page, wording
 
 if TYPE_CHECKING:
     from ..data.audit import Audit, Entry
@@ -55,26 +55,13 @@ def render(
     settings: Mapping[str, Any],
 ) -> str:
     """The page as text. All that a database wrote is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("mondrian_ft.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sheets = [
-        environment.loader.get_source(environment, name)[0]  # type: ignore[union-attr]
-        for name in ("report.css", "audit.css")
-    ]
+    environment = page.environment()
     verdict = found.verdict
     files = {entry.job_id: entry.image.name for entry in entries}
     groups = {name: values for name, values in settings.items() if isinstance(values, Mapping)}
     plain = {name: values for name, values in settings.items() if name not in groups}
     return environment.get_template("audit.html.j2").render(
-        style=Markup("\n".join(sheets)),
+        style=page.style(environment, "report.css", "audit.css"),
         advisor=(advisor or "all advisors").capitalize(),
         date=date.today().isoformat(),
         heading=VERDICTS[verdict.code],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation import assessments
 from ..files import atomic_write_text
-from . import plots, view, wording
+from . import page, plots, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -60,14 +60,13 @@ def render(
     from markupsafe import Markup
 
     environment = _environment()
-    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     curves = [
         (css, plots.loss_curves(log, width=width, height=height))
         for css, width, height in (("wide", 1040, 300), ("narrow", 343, 230))
     ]
     return environment.get_template("report.html.j2").render(
         **view.page(report, {path: picture(data) for path, data in photos.items()}),
-        style=Markup(style),
+        style=page.style(environment, "report.css"),
         curves=[(css, Markup(drawn)) for css, drawn in curves if drawn],
         training=training(log),
         settings=settings(report, run_facts),
@@ -78,15 +77,7 @@ def render(
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("mondrian_ft.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment()
     environment.filters |= {
         "points": wording.points,
         "seconds": wording.seconds,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_write_text
-from . import html, wording
+from . import html, page, wording
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -227,21 +227,8 @@ def render(
         title: whose batches these are.
         settings: groups of settings by heading.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("mondrian_ft.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment()
     environment.filters |= {"count": wording.count, "thousands": _thousands}
-    sheets = [
-        environment.loader.get_source(environment, name)[0]  # type: ignore[union-attr]
-        for name in ("report.css", "inspect.css")
-    ]
     found = summary(rows)
     widest = found["tokens"]["max"]
     pictures: dict[tuple[int, int], dict[str, Any]] = {}
@@ -266,7 +253,7 @@ def render(
     last = found["batches"] if batches is None else min(batches, found["batches"])
     together = [list(group) for _, group in groupby(rows, key=lambda row: row.number)]
     return environment.get_template("inspect.html.j2").render(
-        style=Markup("\n".join(sheets)),
+        style=page.style(environment, "report.css", "inspect.css"),
         title=title,
         date=date.today().isoformat(),
         heading=heading(len(failed)),

@@ -9,6 +9,7 @@ import pytest
 
 from mondrian_ft.errors import AdapterError, DataError
 from mondrian_ft.evaluation.evaluator import Evaluator
+from mondrian_ft.evaluation.outputs import Output
 from mondrian_ft.model import lora
 from mondrian_ft.model.features import FeatureStore
 
@@ -60,16 +61,26 @@ def test_with_a_constraint_each_arm_answers_twice(lab, base) -> None:
     assert both["base_constrained"] != both["tuned_constrained"]
 
 
+def with_own_prompts(examples: list[Any]) -> list[Any]:
+    """Each row its own prompt, so that no two rows ask the same."""
+    return [
+        dataclasses.replace(one, row=dataclasses.replace(one.row, prompt=f"Judge it, {number}."))
+        for number, one in enumerate(examples)
+    ]
+
+
 def shown(found: list, base: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Pictures that each arm's requests were given."""
     import mondrian_ft.evaluation.evaluator as module
 
     calls: list[Any] = []
-    monkeypatch.setattr(
-        module,
-        "generate_each",
-        lambda base, requests, *_, **__: calls.append(requests) or [[]],
-    )
+
+    def answer(base: Any, requests: list, constraints: list, *, answered: Any, **_: Any) -> None:
+        calls.append(requests)
+        for number, request in enumerate(requests):
+            answered(number, 0, Output("", len(request.tokens), 0, 0.0, True))
+
+    monkeypatch.setattr(module, "generate_each", answer)
     evaluator(base).run(found, ["tuned"])
     return calls
 
@@ -77,7 +88,7 @@ def shown(found: list, base: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_shuffled_keeps_the_prompt_and_changes_the_photograph(lab, base, monkeypatch) -> None:
     """The same prompts, each with another photograph, as many image tokens as that one has."""
     lab.attach(base)
-    examples = lab.examples(5)
+    examples = with_own_prompts(lab.examples(5))
     plain, shuffled = shown(examples, base, monkeypatch)
     for number, (one, other) in enumerate(zip(plain, shuffled, strict=True)):
         assert other.features is not one.features
@@ -92,7 +103,7 @@ def test_a_photograph_that_comes_twice_is_not_its_own_shuffle(lab, base, monkeyp
     lab.attach(base)
     a, b, c = lab.examples(3)
     twice = dataclasses.replace(a, row=dataclasses.replace(a.row, job_id="second"))
-    plain, shuffled = shown([a, twice, b, c], base, monkeypatch)
+    plain, shuffled = shown(with_own_prompts([a, twice, b, c]), base, monkeypatch)
     assert all(
         one.features is not other.features for one, other in zip(plain, shuffled, strict=True)
     )
@@ -134,6 +145,75 @@ def test_progress_names_the_arm(lab, base) -> None:
     lab.attach(base)
     seen: list[tuple[str, int]] = []
     evaluator(base, batch_size=2).run(
-        lab.examples(3), ["base", "tuned"], lambda arm, done: seen.append((arm, done))
+        with_own_prompts(lab.examples(3)),
+        ["base", "tuned"],
+        lambda arm, done: seen.append((arm, done)),
     )
     assert seen == [(arm, done) for arm in ("base", "tuned", "tuned_shuffled") for done in (2, 3)]
+
+
+def test_a_question_is_asked_once(lab, base, monkeypatch) -> None:
+    """With one prompt for all, the shuffled control is what the model says of the others anyway."""
+    lab.attach(base)
+    examples = lab.examples(4)
+    free = evaluator(base).run(with_own_prompts(examples), ["tuned"])
+    found = evaluator(base).run(examples, ["tuned"])
+    told = texts(found)
+    assert told["tuned_shuffled"] == [*told["tuned"][1:], told["tuned"][0]]
+    assert len(free["tuned_shuffled"]) == 4
+    assert len(shown(examples, base, monkeypatch)) == 1
+    assert len(shown([*examples, *examples], base, monkeypatch)[0]) == 4
+
+
+IDENTITY = {"base": "b", "adapter": "one"}
+
+
+def asked(base: Any, examples: list[Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """Outputs of both arms, and how many questions were put to the model for them."""
+    import mondrian_ft.evaluation.evaluator as module
+
+    counts: list[int] = []
+    plain = module.generate_each
+
+    def counted(base: Any, requests: list, *arguments: Any, **more: Any) -> Any:
+        counts.append(len(requests))
+        return plain(base, requests, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "generate_each", counted)
+        found = evaluator(base, **options).run(examples, ["base", "tuned"])
+    return found, sum(counts)
+
+
+def test_a_repeated_evaluation_costs_nothing(lab, base, tmp_path, monkeypatch) -> None:
+    """And another adapter, limit or batch size asks anew; the base only where it must."""
+    lab.attach(base)
+    examples = lab.examples(4)
+    options: dict[str, Any] = {"cache": tmp_path, "identity": IDENTITY}
+    found, count = asked(base, examples, monkeypatch, **options)
+    assert count == 8
+    again, count = asked(base, examples, monkeypatch, **options)
+    assert (again, count) == (found, 0)
+    other = {**options, "identity": {**IDENTITY, "adapter": "two"}}
+    assert asked(base, examples, monkeypatch, **other)[1] == 4
+    for change in ({"max_tokens": 7}, {"batch_size": 3}, {"identity": {"base": "c"}}):
+        assert asked(base, examples, monkeypatch, **{**options, **change})[1] == 8
+    # Answers that are drawn are not the model's only ones.
+    assert asked(base, examples, monkeypatch, temperature=1.0, **options)[1] == 8
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(lab, base, tmp_path, monkeypatch) -> None:
+    """Stopped after two of five: the next one asks the other three, and ends the same."""
+    lab.attach(base)
+    examples = lab.examples(5)
+    options: dict[str, Any] = {"cache": tmp_path, "identity": IDENTITY, "batch_size": 2}
+    whole = texts(evaluator(base, batch_size=2).run(examples, ["base", "tuned"]))
+
+    def stop(arm: str, done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(base, **options).run(examples, ["base", "tuned"], stop)
+    found, count = asked(base, examples, monkeypatch, **options)
+    assert count == 3 + 5
+    assert texts(found) == whole
