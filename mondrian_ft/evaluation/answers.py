@@ -39,7 +39,8 @@ class AnswerStore:
         settings: all else that an answer depends on: pixels, token limit, batch size, constraint.
 
     A line that cannot be read (the last one of a killed run, a damaged one) is passed over, and
-    its question asked again; ``damaged`` counts them.
+    its question asked again; ``damaged`` counts them. ``problem`` says why answers are no longer
+    written to the disk; blank while they are, or are not meant to be.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AnswerStore:
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
         self.path = folder / f"{self.key}.jsonl" if folder else None
         self.damaged = 0
+        self.problem = ""
         self._known: dict[Question, Output] = {}
         if self.path and self.path.is_file():
             self._read(self.path)
@@ -67,9 +69,9 @@ class AnswerStore:
         line = {**asdict(question), "answer": asdict(answer)}
         try:
             append_line(self.path, json.dumps(line))
-        except MondrianError:
+        except MondrianError as error:
             # The cache only saves time; what it cannot keep is in the report all the same.
-            self.path = None
+            self.path, self.problem = None, str(error)
 
     def _read(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

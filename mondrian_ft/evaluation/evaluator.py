@@ -70,6 +70,8 @@ class Evaluator:
         """By arm, how many answers of the last `run` had been given before."""
         self.damaged = 0
         """Lines of the cache that could not be read in the last `run`."""
+        self.problem = ""
+        """Why answers of the last `run` could not be kept, if so."""
 
     def run(
         self,
@@ -132,6 +134,7 @@ class Evaluator:
             else:
                 outputs |= decode()
         self.damaged = sum(store.damaged for store in stores.values())
+        self.problem = next((store.problem for store in stores.values() if store.problem), "")
         return outputs
 
     def _store(self, model: str, limit: int, constraint: Constraint | None) -> AnswerStore:

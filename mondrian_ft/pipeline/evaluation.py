@@ -89,6 +89,8 @@ def evaluate(
     if evaluator.damaged:
         lines = wording.count(evaluator.damaged, "line")
         run.warn(f"{lines} of the kept answers could not be read; those questions were asked again")
+    if evaluator.problem:
+        run.warn(f"answers are not kept for the next time: {evaluator.problem}")
     if reused := {arm: n for arm, n in evaluator.reused.items() if n and arm != SHUFFLED}:
         told = wording.listing([f"{n} of {arm}" for arm, n in reused.items()])
         run.console.print(f"Answers given before, with their times of then: {told}.", markup=False)

@@ -52,4 +52,8 @@ def test_a_store_that_cannot_be_written_still_answers(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path / "cache", MODEL, SETTINGS)
     store.put(ASKED, SAID)
     assert store.get(ASKED) == SAID
+    assert "cannot write" in store.problem
+    unkept = AnswerStore(None, MODEL, SETTINGS)
+    unkept.put(ASKED, SAID)
+    assert unkept.problem == ""
     assert AnswerStore(None, MODEL, SETTINGS).get(ASKED) is None

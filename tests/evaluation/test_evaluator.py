@@ -217,3 +217,15 @@ def test_a_stopped_evaluation_goes_on_where_it_was(lab, base, tmp_path, monkeypa
     found, count = asked(base, examples, monkeypatch, **options)
     assert count == 3 + 5
     assert texts(found) == whole
+
+
+def test_a_cache_that_cannot_be_written_is_told(lab, base, tmp_path) -> None:
+    """A full disk costs the next evaluation time and this one nothing; it is not passed over."""
+    examples = lab.examples(2)
+    (tmp_path / "cache").write_text("in the way")
+    one = evaluator(base, cache=tmp_path / "cache", identity=IDENTITY)
+    assert texts(one.run(examples, ["base"])) == texts(evaluator(base).run(examples, ["base"]))
+    assert "cannot write" in one.problem
+    other = evaluator(base, cache=tmp_path / "fine", identity=IDENTITY)
+    other.run(examples, ["base"])
+    assert other.problem == ""
