@@ -169,7 +169,7 @@ MAIN = (
         "the median",
         lambda arm: (wording.seconds(arm.get("tokens_per_second_p50")), ""),
     ),
-    Measure("Memory", "most at one time, in GB", _memory, if_any="peak_memory_gb"),
+    Measure("Memory, GB", "the most at one time", _memory, if_any="peak_memory_gb"),
 )
 MORE = (
     Measure("Scored", "answers that the score error rests on", _tally("n_scored")),
@@ -215,6 +215,33 @@ MORE = (
     ),
     Measure("Prompt", "tokens of it, with those of the picture", _rounded("prompt_tokens_mean")),
 )
+
+
+CONSTRAINT = (
+    Measure("Differ", "answers that are not the same with it", lambda arm: (arm["differ"], "")),
+    Measure(
+        "Score error",
+        "its change by photograph; positive is worse",
+        lambda arm: (wording.points(arm["change"], signed=True), arm["interval"]),
+    ),
+    Measure("Time", "for each token, as a part of that without it", _share("ratio")),
+)
+
+
+def constraint_table(evidence: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What answering under the schema changed and cost, a row an arm; None where none did."""
+    arms = {}
+    for name, found in (evidence.get("constraint") or {}).items():
+        change = found["score_error_change"]
+        ends = [wording.points(end, signed=True) for end in change["interval"] or ()]
+        arms[name.removesuffix(wording.CONSTRAINED)] = {
+            "n_readable": None,
+            "differ": f"{found['changed']} of {found['n']}",
+            "change": change["mean"],
+            "interval": " to ".join(ends),
+            "ratio": found["seconds_ratio"],
+        }
+    return arms_table(arms, CONSTRAINT) if arms else None
 
 
 def arms_table(arms: Mapping[str, Any], measures: Sequence[Measure]) -> dict[str, Any]:
@@ -264,6 +291,8 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
             f"With {wording.count(n, 'photograph')} only large differences show. Halving the "
             f"intervals would take about {4 * n}."
         )
+    if found := wording.detectable(evidence):
+        said.append(found)
     if evidence["n"] != n:
         said.append(
             f"{evidence['n']} rows lie on {wording.count(n, 'photograph')}; rows that share a "

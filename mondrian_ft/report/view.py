@@ -48,8 +48,9 @@ def page(report: Mapping[str, Any], photos: Mapping[str, Any]) -> dict[str, Any]
             for mark in evidence.get("criteria", [])
         ],
         "table": measures.arms_table(arms, measures.MAIN),
+        "none_sign": wording.NONE,
         "more": measures.arms_table(arms, measures.MORE),
-        "constraint": wording.constraint(evidence),
+        "constraint": measures.constraint_table(evidence),
         "pairs": pairs(report["sample_results"]),
         "cards": cards,
         "overview": overview(cards) if 1 < len(cards) <= MANY else None,

@@ -127,7 +127,7 @@ def advisor_name(report: Mapping[str, Any]) -> str:
 
 
 def headline(report: Mapping[str, Any]) -> tuple[str, str]:
-    """The verdict in a few words, and the sentences with its numbers: n, interval, effect size.
+    """The verdict in a few words, and the sentence with its numbers: n, interval, effect size.
 
     Says only what both arms' readable answers show; ``lede`` has the format and the guesses.
     """
@@ -169,10 +169,10 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
     if tuned["score_mae"] is not None and base["score_mae"] is not None:
         said = (
             f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "
-            f"{points(tuned['score_mae'])} points on average; the base model’s by "
-            f"{points(base['score_mae'])}."
+            f"{points(tuned['score_mae'])} points on average and the base model’s by "
+            f"{points(base['score_mae'])}"
         )
-        said += "".join(f" {told}" for told in (difference(evidence), detectable(evidence)) if told)
+        said += f": {told}." if (told := difference(evidence)) else "."
     elif not evidence["n_references_with_scores"]:
         said = f"The references of these {n} hold no scores to compare with."
     else:
@@ -184,15 +184,14 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def difference(evidence: Mapping[str, Any]) -> str:
-    """The paired change of the score error with interval and effect size; blank if unknown."""
+    """``1.28 less (95 % interval …)``: the paired change of the score error; blank if unknown."""
     change = (evidence.get("change") or {}).get("score") or {}
     mean, ends = change.get("mean"), change.get("interval")
     if mean is None:
         return ""
-    both = count(change["n"], "photograph")
-    said = "" if change["n"] == evidence["n_photographs"] else f"On the {both} that both scored: "
-    said = f"{said or 'Photograph by photograph that is '}{points(abs(mean))} points "
-    said += "more" if mean < 0 else "less"
+    said = f"{points(abs(mean))} {'more' if mean < 0 else 'less'}"
+    if change["n"] != evidence["n_photographs"]:
+        said += f", on the {change['n']} that both scored"
     told = []
     if ends and ends[0] != ends[1]:
         span = f"95{GLUE}% interval "
@@ -202,25 +201,28 @@ def difference(evidence: Mapping[str, Any]) -> str:
         else:
             low, high = sorted(abs(end) for end in ends)
             told.append(f"{span}{points(low)} to {points(high)}")
-    size = change.get("effect_size")
+    size, effect = change.get("effect_size"), change.get("minimum_detectable_effect")
     if size is not None:
         told.append(f"effect size {f'{size:.1f}'.replace('-', '−')}")
     if change.get("p_value") is not None:
         # The verdict asks both tests, so the larger p is the one to read.
         p = max(change["p_value"], change.get("studentized_p") or 0.0)
         told.append(f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}")
-    return f"{said} ({'; '.join(told)})." if told else f"{said}."
+    if effect is not None:
+        told.append(f"minimum detectable effect {points(effect)}")
+    return f"{said} ({'; '.join(told)})" if told else said
 
 
 def detectable(evidence: Mapping[str, Any]) -> str:
-    """The smallest gain that would probably have been found; blank where it cannot be told."""
-    change = (evidence.get("change") or {}).get("score") or {}
-    effect = change.get("minimum_detectable_effect")
+    """What difference of the score error would be found; blank where it cannot be told."""
+    found = (evidence.get("change") or {}).get("score") or {}
+    effect = found.get("minimum_detectable_effect")
     if effect is None:
         return ""
     return (
-        f"An evaluation of this size finds a true gain of {points(effect)} points "
-        "four times in five; a smaller one may well be missed."
+        f"With {count(found['n'], 'photograph')} and this much scatter, a true "
+        f"difference of {points(effect)} points in the score error is found in four evaluations "
+        "of five; a smaller one may well be missed."
     )
 
 
