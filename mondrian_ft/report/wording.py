@@ -246,27 +246,17 @@ def failed(evidence: Mapping[str, Any]) -> list[str]:
 def constraint(evidence: Mapping[str, Any]) -> list[str]:
     """What answering under the schema changed and cost, a sentence for each arm that did."""
     said = []
-    for name, found in (evidence.get("constraint") or {}).items():
-        arm = label(name.removesuffix(CONSTRAINED)).lower()
-        told = (
-            f"Held to the schema, the {arm} model gives {found['changed']} of "
-            f"{count(found['n'], 'answer')} differently"
-        )
-        change = found["score_error_change"]
+    for arm, found in (evidence.get("constraint") or {}).items():
+        change, ratio = found["score_error_change"], found["seconds_ratio"]
+        told = [f"{found['changed']} of {found['n']} answers differ"]
         if change["mean"] is not None:
-            told += f"; its score error changes by {points(change['mean'], signed=True)}"
-            if change["interval"]:
-                low, high = (points(end, signed=True) for end in change["interval"])
-                told += f" (95{GLUE}% interval {low} to {high})"
-        if found["seconds_ratio"] is not None:
-            pace = 100 * (found["seconds_ratio"] - 1)
-            told += "; a token takes "
-            told += (
-                f"{abs(pace):.0f}{GLUE}% {'more' if pace > 0 else 'less'} time"
-                if round(pace)
-                else "the same time"
-            )
-        said.append(f"{told}.")
+            ends = " to ".join(points(end, signed=True) for end in change["interval"] or ())
+            moved = f"the score error changes by {points(change['mean'], signed=True)}"
+            told.append(f"{moved} ({ends})" if ends else moved)
+        if ratio is not None:
+            told.append(f"a token takes {percent(ratio)} of the time")
+        name = label(arm.removesuffix(CONSTRAINED)).lower()
+        said.append(f"Held to the schema, of {name}: {listing(told)}.")
     return said
 
 
@@ -332,14 +322,19 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def criterion(mark: Mapping[str, Any]) -> tuple[str, str, str]:
-    """A closing mark in words: what is asked, what was found, what it should be."""
+def criterion(mark: Mapping[str, Any], *, short: bool = False) -> tuple[str, str, str]:
+    """A closing mark in words: what is asked, what was found, what it should be.
+
+    ``short`` leaves out how the target came about.
+    """
     name, value, target = str(mark["name"]), mark["value"], mark["target"]
     asked = CRITERIA.get(name, name)
     if name.endswith("format"):
         return asked, percent(value), f"{percent(target)} or more"
     if name == "time":
-        return asked, seconds(value), f"at most {seconds(target)}, the base’s and 10{GLUE}%"
+        why = "" if short else f", the base’s and 10{GLUE}%"
+        return asked, seconds(value), f"at most {seconds(target)}{why}"
     if name == "shuffled_error":
-        return asked, points(value), f"{points(target)} or more, a quarter above its own"
+        why = "" if short else ", a quarter above its own"
+        return asked, points(value), f"{points(target)} or more{why}"
     return asked, points(value), f"below {points(target)}"
