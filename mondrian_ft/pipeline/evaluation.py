@@ -20,7 +20,7 @@ from ..model.adapter import WEIGHTS, Adapter
 from ..model.backend import describe
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..report import html, screen, wording
+from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
@@ -138,6 +138,7 @@ def evaluate(
         }
         | {"verdict": evidence["verdict"]}
     )
+    run.tracker.show(lambda: tables.tables(report), page)
     return report
 
 

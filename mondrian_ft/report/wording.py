@@ -255,8 +255,7 @@ def constraint(evidence: Mapping[str, Any]) -> list[str]:
             told.append(f"{moved} ({ends})" if ends else moved)
         if ratio is not None:
             told.append(f"a token takes {percent(ratio)} of the time")
-        name = label(arm.removesuffix(CONSTRAINED)).lower()
-        said.append(f"Held to the schema, of {name}: {listing(told)}.")
+        said.append(f"{label(arm.removesuffix(CONSTRAINED))}, held to the schema: {listing(told)}.")
     return said
 
 
