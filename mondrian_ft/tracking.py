@@ -330,8 +330,6 @@ def _send(run: Any, tables: Mapping[str, Table], page: Path) -> None:
         f"evaluation/{name}": wandb.Table(
             columns=table.columns,
             data=[[cell(value) for value in row] for row in table.rows],
-            # A column holds numbers and, where an arm failed, nothing.
-            allow_mixed_types=True,
         )
         for name, table in tables.items()
     }
