@@ -328,7 +328,7 @@ def _send(run: Any, tables: Mapping[str, Table], page: Path) -> None:
 
     shown: dict[str, Any] = {
         f"evaluation/{name}": wandb.Table(
-            columns=table.columns,
+            columns=list[Any](table.columns),
             data=[[cell(value) for value in row] for row in table.rows],
         )
         for name, table in tables.items()

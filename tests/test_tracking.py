@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -268,8 +269,7 @@ def test_an_evaluation_that_wandb_refuses_is_one_warning(
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a ``.wandb`` file: LevelDB's log format after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if (left := 32768 - at % 32768) < 7:
@@ -279,7 +279,7 @@ def records(path: Path) -> Iterator[Any]:
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
-            yield wandb_internal_pb2.Record.FromString(record)
+            yield proto.Record.FromString(record)
             record = b""
 
 

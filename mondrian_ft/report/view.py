@@ -275,7 +275,9 @@ def score_row(
                 "css": v["css"],
                 "text": wording.score(value),
                 "gap": wording.gap(value, reference) if v is not voices[0] else "",
-                "far": None not in (value, reference) and abs(value - reference) >= FAR,
+                "far": value is not None
+                and reference is not None
+                and abs(value - reference) >= FAR,
             }
             for value, v in zip(scores, voices, strict=True)
         ],

@@ -125,7 +125,7 @@ def test_many_arms_fit_eighty_columns(many) -> None:
     assert max(map(len, lines)) <= 80
     started = {line.split("  ")[0]: line for line in lines if line}
     for arm in many.report["evidence"]["arms"]:
-        name = {"mean_score": "constant guess"}.get(arm, arm.replace("_", " "))
+        name = "constant guess" if arm == "mean_score" else arm.replace("_", " ")
         assert re.search(r"\d\.\d\d to \d\.\d\d", started[name])
     told = " ".join(text.split())
     for words in (
