@@ -110,6 +110,7 @@ def card(index: int, sample: Mapping[str, Any], advisor: str, photo: Any) -> dic
     if len(arms) > BESIDE:
         shown = [arm for arm in ("base", "tuned") if arm in arms] or shown[:2]
     rest = [arms[arm] for arm in arms if arm not in shown]
+    judged = [arms[arm] for arm in ("base", "tuned") if arm in arms] or [arms[a] for a in shown]
     return {
         "index": index,
         "image": sample["image"],
@@ -119,7 +120,7 @@ def card(index: int, sample: Mapping[str, Any], advisor: str, photo: Any) -> dic
         else f"Photograph {sample['image']}",
         "beside": part([first, *(arms[arm] for arm in shown)]),
         "folded": part([first, *rest]) if rest else None,
-        "errors": [(v["css"], v["label"], v["error"]) for v in map(arms.__getitem__, shown)],
+        "errors": [(v["css"], v["label"], v["error"]) for v in judged],
         "keys": {"index": index, **disagreement(reference, arms)},
     }
 
