@@ -21,7 +21,7 @@ from ..model.adapter import WEIGHTS, Adapter
 from ..model.backend import describe
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..report import html, screen, wording
+from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
 from .rows import Parts
@@ -257,6 +257,7 @@ def write(config: Config, run: Run, report: dict[str, Any], adapter: Adapter | N
         }
         | {"verdict": evidence["verdict"]}
     )
+    run.tracker.show(lambda: tables.tables(report), page)
     return done
 
 
