@@ -1,12 +1,12 @@
 """A decoding step in few CUDA kernels of our own.
 
-What MLX's own operations cost in a step of up to some dozen rows (benchmarks/LOG.md): cuBLAS is
-asked anew how to do each of 250 products and does small ones at a fifth of the memory's speed; a
-cache updated inside a compiled function is copied whole; and every small kernel is queued by the
-host. Here a layer is two norms and five kernels, with an adapter nine:
+With MLX's own operations a step waits for the host, which queues some thousand kernels and asks
+cuBLAS anew how to do each of 250 products: 11 of 13 ms with 16 rows (benchmarks/LOG.md). And a
+cache that a compiled function updates is copied whole. Here a layer is two norms and five kernels,
+with an adapter nine:
 
 - :func:`product`: x Wᵀ for few rows x. A block takes 16 rows of W, its warps share the inner
-  dimension, so that W is read once and at the memory's speed. What follows a product is done where
+  dimension, and W is read once. What follows a product is done where
   it is at hand: the residual, SwiGLU, an adapter's second matrix.
 - :func:`attention`: norm, rotation, scores, softmax and values of a row and key head in one block,
   over the columns that are filled and no others.
@@ -24,8 +24,14 @@ from typing import Any
 from .backend import mx, nn
 
 MOST_ROWS = 64
-"""With more rows cuBLAS is the faster one: 16 rows at a time read W again for each 16."""
-TILE, WARPS = 16, 8
+"""From here on MLX's operations are as fast: each 16 rows read W again (benchmarks/LOG.md)."""
+TILE = 16
+"""Rows of W and rows of x that a block multiplies at a time, as the tensor cores take them."""
+WARPS = 8
+HEAD_SIZE = 128
+"""The one size of heads that the attention is written for."""
+EACH = 4
+"""Columns that a half-warp of the attention has under way."""
 
 Arrays = list[mx.array]
 
@@ -52,7 +58,7 @@ __device__ inline float low(unsigned pair) { return __uint_as_float(pair << 16);
 __device__ inline float high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 __device__ inline float rounded(float v) { return __bfloat162float(__float2bfloat16(v)); }
 
-// A product of many, as the last operation of a warp: every lane gets the sum.
+// Every lane gets the sum over its warp.
 __device__ inline float warp_sum(float v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
@@ -129,10 +135,10 @@ _PRODUCT = """
   }
 """
 
-# A half-warp shares a column, 8 of its 128 numbers a lane; four columns at a time hide the
-# memory's delay. Every half-warp has a softmax of its own, and they are merged at the end.
+# A half-warp shares a column, 8 of its 128 numbers a lane; several columns at a time hide
+# the memory's delay. Every half-warp has a softmax of its own, and they are merged at the end.
 _ATTENTION = """
-  constexpr int D = 128, EACH = 4, GROUPS = WARPS * 2;
+  constexpr int D = 128, GROUPS = WARPS * 2;
   __shared__ float queries[G][D];
   __shared__ __align__(16) __nv_bfloat16 key[D];
   __shared__ float tops[WARPS][G], totals[WARPS][G];
@@ -287,27 +293,32 @@ _ATTENTION = """
 
 
 @cache
-def _kernels(epsilon: float) -> tuple[Any, Any]:
-    product = mx.fast.cuda_kernel(
+def _product_kernel() -> Any:
+    return mx.fast.cuda_kernel(
         "mondrian_product",
         ["x", "wa", "wb", "wc", "before", "z", "b"],
         ["y"],
         _PRODUCT,
         header=_HEADER,
     )
-    names = (
+
+
+@cache
+def _attention_kernel(epsilon: float) -> Any:
+    # MLX finds a kernel it has compiled by its name, so the name has to say what it was made with.
+    name = float(epsilon).hex().translate(str.maketrans(".+-", "___"))
+    inputs = (
         "qkv q_weight k_weight cosine sine old_keys old_values new_keys new_values lengths width "
         "start column"
     )
-    attention = mx.fast.cuda_kernel(
-        f"mondrian_attention_{float(epsilon).hex().translate(str.maketrans('.+-', '___'))}",
-        names.split(),
+    return mx.fast.cuda_kernel(
+        f"mondrian_attention_{name}",
+        inputs.split(),
         ["attended", "out_keys", "out_values"],
         _ATTENTION,
-        header=_HEADER
-        + f"constexpr float EPSILON = {epsilon!r}f;\nconstexpr float SCALE = {128**-0.5!r}f;\n",
+        header=f"{_HEADER}constexpr float EPSILON = {epsilon!r}f;\n"
+        f"constexpr float SCALE = {HEAD_SIZE**-0.5!r}f;\n",
     )
-    return product, attention
 
 
 @dataclass(frozen=True)
@@ -346,9 +357,9 @@ def product(
     if matrices.a is not None and matrices.b is not None:
         z = product(x, Matrices((matrices.a,)), dtype=mx.float32)
         rank, room = matrices.b.shape[0], matrices.a.shape[0] // 2
+    # A kernel's inputs are always all there; what one does not use is x.
     weights = [*matrices.weights, x, x][:3]
-    kernel, _ = _kernels(0.0)
-    (result,) = kernel(
+    (result,) = _product_kernel()(
         inputs=[
             x,
             *weights,
@@ -400,10 +411,9 @@ def attention(
     rows, heads, block, size = new[0].shape
     groups = qkv.shape[1] // (heads * size) - 2
     q_norm, k_norm = norms
-    _, kernel = _kernels(q_norm.eps)
-    return kernel(
+    return _attention_kernel(q_norm.eps)(
         inputs=[qkv, q_norm.weight, k_norm.weight, *rotary, *old, *new, *places],
-        template=[("H", heads), ("G", groups), ("BLOCK", block), ("WARPS", WARPS)],
+        template=[("H", heads), ("G", groups), ("BLOCK", block), ("WARPS", WARPS), ("EACH", EACH)],
         grid=(rows * heads * WARPS * 32, 1, 1),
         threadgroup=(WARPS * 32, 1, 1),
         output_shapes=[(rows, groups * heads * size), new[0].shape, new[1].shape],
@@ -493,15 +503,19 @@ def cuda_step(backbone: Any) -> CudaStep | None:
 
 
 def _fits(backbone: Any) -> bool:
-    matrices: list[Any] = [_head(backbone)]
-    for layer in backbone.text.layers:
+    text = backbone.text
+    matrices, norms = [text.embed_tokens, _head(backbone)], [text.norm]
+    for layer in text.layers:
         attn, mlp = layer.self_attn, layer.mlp
         groups = attn.n_heads // attn.n_kv_heads
-        if attn.head_dim != 128 or groups > 8 or attn.q_norm.eps != attn.k_norm.eps:
+        if attn.head_dim != HEAD_SIZE or groups > 8 or attn.q_norm.eps != attn.k_norm.eps:
             return False
         matrices += [attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj]
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return all(_plain(one) for one in matrices)
+        norms += [layer.input_layernorm, layer.post_attention_layernorm, attn.q_norm, attn.k_norm]
+    return all(_plain(one) for one in matrices) and all(
+        one.weight.dtype == mx.bfloat16 for one in norms
+    )
 
 
 def _plain(module: Any) -> bool:

@@ -5,11 +5,11 @@ position that is an array, masks what is not filled, and gives the next tokens. 
 changes between steps, so that on a GPU ``mx.compile`` traces the step once for a number of rows and
 a capacity. On a CPU compiling is off (`backend`) and the same function runs as it is.
 
-An array that a compiled function updates is copied whole. With many rows that is most of a step, so
-there a step updates only a block of new columns, beside old ones that stay as they are; a full block
-joins the old columns. With few rows the copy costs less than the further kernels that two parts
-need, and the whole cache is the block. On CUDA a bfloat16 model takes its steps in kernels of our
-own (`cuda_step`), always with blocks.
+An array that a compiled function updates is copied whole. With many rows that is most of a step,
+so there a step updates only a block of new columns, beside old ones that stay as they are; a full
+block joins the old columns. With few rows the copy costs less than the further kernels that two
+parts need, and the whole cache is the block. On CUDA a bfloat16 model takes its steps in kernels of
+our own (`cuda_step`), always with blocks.
 
 Prompts are padded on the right for the prefill, where padding is exact. Every row writes its new
 keys and values into the same column; what matters to attention is a token's rotary position, which
@@ -233,6 +233,7 @@ class Steps:
         backbone: the model.
         temperature: 0 takes the most likely token; above it tokens are drawn, each by its row's
             seed and its place in the answer, whatever other rows there are.
+        own_kernels: take `cuda_step`'s kernels where they fit; off, to measure MLX's operations.
     """
 
     def __init__(
