@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .critique import Critique
+
 PLACEHOLDER = "<0-10>"
 KNOWN_VECTOR = (8.0, 7.0, 9.0, 6.0, 7.0, 8.0, 7.0)
 """The scores of the service's own example, in the schema's order (facts: "Prompts")."""
@@ -60,6 +62,28 @@ def filled_example(prompt: str) -> Example | None:
     if not any(values) and not whole:
         return None
     return Example(names, values, whole)
+
+
+def repeats_example(critique: Critique, example: Example | None) -> bool:
+    """Whether a critique's scores are an example's: in order, or by name where both have names.
+
+    The service's own example counts as well: labels made with it outlive the prompt that held it.
+    """
+    scores = tuple(dimension.score for dimension in critique.dimensions)
+    if len(scores) >= 5 and scores == KNOWN_VECTOR[: len(scores)]:
+        return True
+    if example is None or len(example.scores) < 3:
+        return False
+    if scores == example.scores:
+        return True
+    given = dict(zip(map(_plain, example.names), example.scores, strict=False))
+    own = {_plain(name): score for name, score in critique.scores().items()}
+    common = given.keys() & own.keys()
+    return len(common) >= 5 and all(given[name] == own[name] for name in common)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def strip_example(prompt: str) -> str:
