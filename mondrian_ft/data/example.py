@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from .critique import Critique
 
@@ -65,21 +66,29 @@ def filled_example(prompt: str) -> Example | None:
 
 
 def repeats_example(critique: Critique, example: Example | None) -> bool:
-    """Whether a critique's scores are an example's: in order, or by name where both have names.
+    """Whether a critique's scores are an example's: in order, or by name where both have names."""
+    return example_share(critique, example) == 1
 
-    The service's own example counts as well: labels made with it outlive the prompt that held it.
+
+def example_share(critique: Critique, example: Example | None) -> float:
+    """The share (0-1) of a critique's scores that an example has; 0 with nothing to compare.
+
+    Compared in order where there are as many, by name where five or more are the same, and with
+    the service's own example in any case: labels made with it outlive the prompt that held it.
     """
     scores = tuple(dimension.score for dimension in critique.dimensions)
-    if len(scores) >= 5 and scores == KNOWN_VECTOR[: len(scores)]:
-        return True
-    if example is None or len(example.scores) < 3:
-        return False
-    if scores == example.scores:
-        return True
-    given = dict(zip(map(_plain, example.names), example.scores, strict=False))
-    own = {_plain(name): score for name, score in critique.scores().items()}
-    common = given.keys() & own.keys()
-    return len(common) >= 5 and all(given[name] == own[name] for name in common)
+    ways = []
+    if 5 <= len(scores) <= len(KNOWN_VECTOR):
+        ways.append([*zip(scores, KNOWN_VECTOR, strict=False)])
+    if example is not None and len(example.scores) >= 3:
+        if len(scores) == len(example.scores):
+            ways.append([*zip(scores, example.scores, strict=True)])
+        given = dict(zip(map(_plain, example.names), example.scores, strict=False))
+        own = {_plain(name): score for name, score in critique.scores().items()}
+        common = given.keys() & own.keys()
+        if len(common) >= 5:
+            ways.append([(own[name], given[name]) for name in common])
+    return max((fmean(mine == theirs for mine, theirs in way) for way in ways), default=0.0)
 
 
 def _plain(name: str) -> str:

@@ -138,7 +138,7 @@ def not_better_than_mean(
         0.0,
         (),
         "The scores are no nearer to the references than a constant guess, the training critiques’ "
-        f"mean scores ({-value:.2f} points further)."
+        f"mean scores ({abs(value):.2f} points further)."
         if value is not None and value <= 0
         else "The scores are nearer to the references than a constant guess."
         if value is not None

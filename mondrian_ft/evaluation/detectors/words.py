@@ -9,7 +9,7 @@ from statistics import fmean
 
 from ...data.audit.language import is_english
 from ...data.audit.texts import LOOP, longest_loop, repeats_advice, texts, thinks_aloud
-from ...data.example import filled_example, repeats_example
+from ...data.example import example_share, filled_example
 from ...data.rows import Row
 from .. import metrics
 from ..metrics import Reading
@@ -85,30 +85,41 @@ def template_echo(
 ) -> Detection:
     """Answers that are the prompt's own filled example, in their scores or in their words.
 
-    Scores as `data.example.repeats_example` compares them; words where the share (0-1) of an
-    answer's phrases of five words that stand in the prompt is more than halfway from what nine of
-    ten references reach to a copy. ``value`` is the share of such answers, ``threshold`` 0.2 above
-    the references' share: labels that were made with the example in the prompt echo it as well.
-    The base is no excuse, and fewer than two never fire.
+    Of the scores the share (0-1) that the example has (`data.example.example_share`), of the words
+    the share of phrases of five that stand in the prompt. Either counts as an echo where it is more
+    than halfway from what nine of ten references reach to a copy: what is learnt is seldom exact.
+    ``value`` is the share of echoes, ``threshold`` 0.2 above the references' share, both of what is
+    the plainer: labels that were made with the example in the prompt echo it as well. The base is
+    no excuse, and fewer than two never fire.
     """
     examples = {prompt: filled_example(prompt) for prompt in {row.prompt for row in rows}}
     phrases = {prompt: _phrases(_QUOTED.split(prompt)) for prompt in examples}
 
-    def near(row: Row, text: str, reading: Reading) -> float:
-        if reading.critique and repeats_example(reading.critique, examples[row.prompt]):
-            return 1.0
+    def in_scores(row: Row, reading: Reading) -> float:
+        found = reading.critique
+        return example_share(found, examples[row.prompt]) if found else 0.0
+
+    def in_words(row: Row, text: str) -> float:
         grams = _grams(text)
         return len(grams & phrases[row.prompt]) / len(grams) if grams else 0.0
 
-    usual = [near(row, row.response, metrics.read(row.response)) for row in rows]
-    return _copies(
+    scores = _copies(
         "template_echo",
         rows,
-        [near(*one) for one in zip(rows, answers, readings, strict=True)],
-        (usual,),
-        "are the example that stands in the prompt, in their scores or words",
+        [in_scores(*one) for one in zip(rows, readings, strict=True)],
+        ([in_scores(row, metrics.read(row.response)) for row in rows],),
+        "have the scores of the example in the prompt, or all but a few",
         "The answers are no copies of an example in the prompt.",
     )
+    words = _copies(
+        "template_echo",
+        rows,
+        [in_words(*one) for one in zip(rows, answers, strict=True)],
+        ([in_words(row, row.response) for row in rows],),
+        "are made of the words of the prompt",
+        "The answers are no copies of an example in the prompt.",
+    )
+    return max(scores, words, key=lambda found: (found.value or 0) - (found.threshold or 0))
 
 
 def other_language(rows: Sequence[Row], answers: Sequence[str]) -> Detection:
