@@ -18,6 +18,7 @@ from typing import Any
 from ..data.dataset import Row
 from ..errors import DataError
 from . import detectors, evidence, metrics, stats
+from .forgetting import Forgetting
 from .metrics import Reading
 from .outputs import Output
 
@@ -47,6 +48,7 @@ def build(
     failed: Mapping[str, str] | None = None,
     peak_memory: Mapping[str, float] | None = None,
     hashes: Mapping[str, str | None] | None = None,
+    forgetting: Forgetting | None = None,
 ) -> dict[str, Any]:
     """Compare arms on held-out ``rows`` and return the whole report as JSON-able values.
 
@@ -57,7 +59,8 @@ def build(
     ``date`` is the ISO time written as ``evaluation_date``, now if None. The margins, in points
     of 0-10 and as a share of answers, are what the tuned arm may lose and count as no worse.
     ``failed`` gives the reason of each arm that could not answer, ``peak_memory`` GB by arm, and
-    ``hashes`` the adapter of each arm that has one.
+    ``hashes`` the adapter of each arm that has one. ``forgetting`` is what the tuned model's
+    adapter costs on general questions, None where that was not measured.
 
     The keys are those of the facts on the users' data, "Their training and evaluation files", with
     ``evidence`` added; ``report/schema/comparison_report.schema.json`` describes them all.
@@ -137,6 +140,12 @@ def build(
             train_rows=train_rows,
             base=arms.get("base", ()),
             shuffled=readings.get(SHUFFLED, ()),
+        )
+        facts["forgetting"] = forgetting.as_dict() if forgetting else None
+        fired.append(
+            detectors.forgetting(
+                *(forgetting.base_loss, forgetting.tuned_loss) if forgetting else (None, None)
+            )
         )
         facts["detections"] = [detection.as_dict() for detection in fired]
     if "base" in arms and "tuned" in arms:

@@ -25,17 +25,17 @@ from .outputs import Output
 
 @dataclass(frozen=True)
 class Request:
-    """One picture and one prompt.
+    """One picture and one prompt, or a prompt alone.
 
     Attributes:
         tokens: prompt token ids, image tokens among them.
-        features: the picture through the vision tower.
-        grid: the picture's patches.
+        features: the picture through the vision tower; None without a picture.
+        grid: the picture's patches; None without a picture.
     """
 
     tokens: Sequence[int]
-    features: VisionFeatures
-    grid: Grid
+    features: VisionFeatures | None
+    grid: Grid | None
 
 
 def generate(

@@ -78,6 +78,10 @@ class Base:
         """See `Encoder.prompt_tokens`."""
         return self.encoder.prompt_tokens(prompt, image_tokens)
 
+    def text_prompt_tokens(self, prompt: str) -> list[int]:
+        """See `Encoder.text_prompt_tokens`."""
+        return self.encoder.text_prompt_tokens(prompt)
+
     def answer_tokens(self, answer: str) -> list[int]:
         """See `Encoder.answer_tokens`."""
         return self.encoder.answer_tokens(answer)

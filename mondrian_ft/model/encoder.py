@@ -59,13 +59,7 @@ class Encoder:
         Raises:
             ModelError: the chat template does not make exactly one place for the picture.
         """
-        messages = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        ]
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._turn([{"type": "image"}, {"type": "text", "text": prompt}])
         places = [at for at, token in enumerate(ids) if token == self.image_token]
         if len(places) != 1:
             raise ModelError(
@@ -74,6 +68,16 @@ class Encoder:
             )
         at = places[0]
         return [*ids[:at], *[self.image_token] * image_tokens, *ids[at + 1 :]]
+
+    def text_prompt_tokens(self, prompt: str) -> list[int]:
+        """Token ids of one user turn without a picture, then the assistant's opening."""
+        return self._turn([{"type": "text", "text": prompt}])
+
+    def _turn(self, content: list[dict[str, str]]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def answer_tokens(self, answer: str) -> list[int]:
         """Token ids of an answer and the token that ends it."""

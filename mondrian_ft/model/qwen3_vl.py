@@ -166,18 +166,18 @@ class Qwen3VL:
 def assemble(
     tokens: np.ndarray,
     lengths: Sequence[int],
-    features: Sequence[VisionFeatures],
-    grids: Sequence[Grid],
+    features: Sequence[VisionFeatures | None],
+    grids: Sequence[Grid | None],
     *,
     image_token: int,
     merge: int,
 ) -> tuple[Inputs, np.ndarray]:
-    """One picture a row, put together for the forward.
+    """One picture a row or none, put together for the forward.
 
     Args:
         tokens: (B, L) int32, right-padded.
         lengths: real tokens of each row.
-        features, grids: each row's picture.
+        features, grids: each row's picture; None where the row is text alone.
         image_token: id of the tokens that stand for the picture.
         merge: patches per image token and side.
 
@@ -195,6 +195,12 @@ def assemble(
     offset = 0
     for row, (length, picture, grid) in enumerate(zip(lengths, features, grids, strict=True)):
         found = np.flatnonzero(tokens[row, :length] == image_token)
+        if picture is None or grid is None:
+            if len(found):
+                raise ModelError(f"row {row} of the batch has image tokens and no picture")
+            positions[:, row, :length] = np.arange(length)
+            following[row] = length
+            continue
         count = picture.features.shape[0]
         tokens_of_grid = grid[0] * grid[1] * grid[2] // merge**2
         start = int(found[0]) if len(found) else 0
@@ -209,16 +215,18 @@ def assemble(
         places = positions_of(length, start, grid, merge)
         positions[:, row, :length] = places
         following[row] = places.max() + 1
-    levels = len(features[0].deepstack)
+    pictures = [picture for picture in features if picture is not None]
+    if not pictures:
+        return Inputs(mx.array(tokens), mx.array(positions)), following
     joined = [
-        mx.concatenate([picture.deepstack[level] for picture in features])
-        for level in range(levels)
+        mx.concatenate([picture.deepstack[level] for picture in pictures])
+        for level in range(len(pictures[0].deepstack))
     ]
     inputs = Inputs(
         mx.array(tokens),
         mx.array(positions),
         mx.array(index),
-        mx.concatenate([picture.features for picture in features]),
+        mx.concatenate([picture.features for picture in pictures]),
         tuple(joined),
     )
     return inputs, following

@@ -12,9 +12,10 @@ from .. import __version__
 from ..data.batches import Example
 from ..data.rows import Row
 from ..errors import DataError, EvaluationError, MondrianError
-from ..evaluation import comparison
+from ..evaluation import comparison, forgetting
 from ..evaluation.comparison import SHUFFLED
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.forgetting import Forgetting
 from ..evaluation.outputs import Output
 from ..files import atomic_write_bytes, atomic_write_json, is_read_only
 from ..model.adapter import WEIGHTS, Adapter
@@ -47,6 +48,7 @@ class Asked:
         hashes: the adapter of each arm that has one.
         peak_memory: GB, by arm that was asked anything.
         settings: all that the answers depend on, for the report.
+        forgetting: what the adapter costs on general questions; None if not measured.
     """
 
     examples: list[Example]
@@ -55,6 +57,7 @@ class Asked:
     hashes: dict[str, str]
     peak_memory: dict[str, float]
     settings: dict[str, Any]
+    forgetting: Forgetting | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -173,6 +176,10 @@ def ask(
             arms.names,
             lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}"),
         )
+        lost = None
+        if "tuned" in outputs:
+            status.update("general questions")
+            lost = forgetting.measure(base, features, examples, batch_size=config.eval.batch_size)
     _tell(run, evaluator)
     return Asked(
         examples,
@@ -194,6 +201,7 @@ def ask(
             "data_lock": parts.lock,
             "base": asdict(base.identity),
         },
+        forgetting=lost,
     )
 
 
@@ -215,6 +223,7 @@ def build(
         failed=asked.failed,
         peak_memory=asked.peak_memory,
         hashes=asked.hashes,
+        forgetting=asked.forgetting,
     )
 
 

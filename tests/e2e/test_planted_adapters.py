@@ -128,18 +128,25 @@ class Plant:
         updates: of two rows each, as many as it takes.
         caught: the detector whose fault it is.
         beside: others that may fire beside it, since they are right as well.
+        settings: of the training, where it is not the main job's.
     """
 
     rows: Callable[[list[Row]], list[Row]]
     updates: int
     caught: str
     beside: frozenset[str]
+    settings: tuple[str, ...] = ()
 
 
 def plant(
     rows: Callable[[list[Row]], list[Row]], updates: int, caught: str, *beside: str
 ) -> object:
     return pytest.param(Plant(rows, updates, caught, frozenset(beside)), id=rows.__name__)
+
+
+def as_they_are(rows: list[Row]) -> list[Row]:
+    """The advisor's own critiques, to be learnt too hard."""
+    return rows
 
 
 MEAN, BLIND = "not_better_than_mean", "ignores_picture"
@@ -197,6 +204,7 @@ class Workshop:
             "eval.max_examples=12",
             # One limit for all, so that the base's answers are those of the plant before.
             "eval.max_tokens=560",
+            *plant.settings,
         )
         name = plant.rows.__name__
         try:
@@ -232,9 +240,20 @@ def test_a_planted_fault_is_caught(workshop: Workshop, plant: Plant) -> None:
     evidence = workshop.evidence(plant)
     found = fired(evidence)
     assert plant.caught in found
-    assert found.keys() <= plant.beside | {plant.caught}
+    # A fault may cost other abilities too, which is told and decides nothing.
+    assert found.keys() <= plant.beside | {plant.caught, "forgetting"}
     assert found[plant.caught]["disqualifies"]
     assert evidence["verdict"] != "better"
+
+
+def test_an_adapter_that_forgets_is_told(workshop: Workshop) -> None:
+    """Ten times the learning rate destroys what the base could; that alone caps no verdict."""
+    steep = ("optimizer.learning_rate=5e-2",)
+    evidence = workshop.evidence(Plant(as_they_are, 40, "forgetting", frozenset(), steep))
+    found = fired(evidence)["forgetting"]
+    assert found["value"] > 2
+    assert not found["disqualifies"]
+    assert evidence["forgetting"]["n"] >= 3
 
 
 def test_a_good_adapter_is_caught_by_none(sample_run: Finished) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ def compare() -> Callable[..., dict]:
         shas=None,
         score_margin: float = 0.25,
         format_margin: float = 0.02,
+        forgetting: Any = None,
         **arms: Sequence[str],
     ) -> dict:
         shas = shas or [None] * len(references)
@@ -37,6 +39,7 @@ def compare() -> Callable[..., dict]:
             date="2026-11-24T12:00:00+00:00",
             score_margin=score_margin,
             format_margin=format_margin,
+            forgetting=forgetting,
         )
 
     return build

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from mondrian_ft.data.rows import Row
 from mondrian_ft.evaluation import detectors, evidence, metrics
+from mondrian_ft.evaluation.forgetting import Forgetting
 
 from . import planted
 from .critiques import answer, make_output, make_row
@@ -56,7 +59,7 @@ def test_a_good_adapter_is_better(compare) -> None:
     evidence = planted.report(compare, exam, planted.good(exam))["evidence"]
     assert evidence["verdict"] == "better"
     assert evidence["capped_by"] == []
-    assert len(evidence["detections"]) == 11
+    assert len(evidence["detections"]) == 12
 
 
 def test_the_cap_is_what_lowers_it(compare) -> None:
@@ -246,3 +249,37 @@ def test_detections_are_json() -> None:
     assert found["fired"]
     assert found["rows"] == ["job-1"]
     assert not found["disqualifies"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "fired", "value"),
+    [
+        ((0.1, 1.1), False, 1.0),
+        ((0.1, 1.2), True, 1.1),
+        ((0.3, 0.2), False, -0.1),
+        ((None, None), False, None),
+        ((0.1, None), False, None),
+    ],
+)
+def test_forgetting_is_a_rise_of_more_than_a_nat(losses, fired: bool, value: float | None) -> None:
+    """At the threshold it does not fire, nor where nothing was measured; it caps no verdict."""
+    found = detectors.forgetting(*losses)
+    assert found.fired == fired
+    assert found.value == (None if value is None else pytest.approx(value))
+    assert not found.disqualifies
+    assert ("forgotten" in found.sentence) == fired
+    if value is not None:
+        assert f" {100 * math.exp(-value):.0f} % as likely" in found.sentence
+
+
+def test_what_was_forgotten_is_told_and_decides_nothing(compare) -> None:
+    """The measure stands in the evidence, unmeasured as null, and a better stays one."""
+    exam = Exam.draw(1)
+    sides = exam, planted.good(exam)
+    lost = Forgetting(n=9, asked=13, prompts=3, base_loss=0.1, tuned_loss=4.1)
+    for given, fires in ((None, False), (lost, True)):
+        evidence = planted.report(partial(compare, forgetting=given), *sides)["evidence"]
+        assert evidence["forgetting"] == (given and given.as_dict())
+        (found,) = (d for d in evidence["detections"] if d["name"] == "forgetting")
+        assert found["fired"] == fires
+        assert (evidence["verdict"], evidence["capped_by"]) == ("better", [])

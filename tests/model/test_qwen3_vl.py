@@ -226,6 +226,28 @@ def test_image_tokens_that_do_not_match_the_picture_are_refused(lab, base, fault
         )
 
 
+def test_text_alone_equals_the_stock_forward(lab, base) -> None:
+    """A row without a picture, alone and below one with a picture; image tokens are refused."""
+    (example,) = lab.examples(1)
+    (picture,) = FeatureStore(base.backbone).get([("a", example.pixels)])
+    text = np.array(base.text_prompt_tokens("What is light?"), np.int32)
+    width = len(example.tokens)
+    tokens = np.full((2, width), base.pad_token, np.int32)
+    tokens[0], tokens[1, : len(text)] = example.tokens, text
+    settings = {"image_token": base.backbone.image_token, "merge": base.backbone.merge}
+    both, following = assemble(
+        tokens, [width, len(text)], [picture, None], [example.pixels.grid, None], **settings
+    )
+    alone, after = assemble(text[None], [len(text)], [None], [None], **settings)
+    theirs = base.model(mx.array(text[None])).logits
+    for inputs, row in ((both, 1), (alone, 0)):
+        ours = base.backbone.head(base.backbone.hidden(inputs))[row, : len(text)]
+        assert largest(ours, theirs[0]) < 1e-4
+    assert following[1] == after[0] == len(text)
+    with pytest.raises(ModelError, match="image tokens and no picture"):
+        assemble(tokens, [width, len(text)], [None, None], [None, None], **settings)
+
+
 def test_a_store_computes_each_photograph_once_within_its_bound(lab, base, monkeypatch) -> None:
     """Once per photograph; the least recently used goes first and is computed again."""
     examples = lab.examples(3)

@@ -61,11 +61,13 @@ def test_many_arms_keep_it(many) -> None:
     [
         ("arms_failed", {"production": ""}),
         ("constraint", {"base": {"n": 8}}),
+        ("forgetting", {"n": 0, "asked": 13, "prompts": 0, "base_loss": 0.1, "tuned_loss": 0.2}),
+        ("forgetting", {"n": 3, "prompts": 1, "base_loss": 0.1, "tuned_loss": 0.2}),
         ("against", {"production": {"verdict": "great", "reason": "", "change": {}}}),
     ],
 )
 def test_what_many_arms_add_is_held_to_it(many, key: str, value: Any) -> None:
-    """A reason that says nothing, half an effect, a verdict of another word."""
+    """A reason that says nothing, half an effect, a loss of nothing, a verdict of another word."""
     many.report["evidence"][key] = value
     assert faults(many.report)
 

@@ -1,9 +1,10 @@
 """Ways in which an adapter can look good and be useless, each with a detector of its own.
 
-Every detector is a pure function of rows, answers and readings in row order and returns one
-`Detection`, fired or not. What is compared is always the adapter with something that has the same
-stock phrases and habits: the references, the base, or the adapter's own answers to other
-photographs; never a text with an absolute bound, since advisors repeat themselves too.
+Every detector is a pure function of rows, answers and readings in row order (`forgetting` of two
+losses, taken elsewhere) and returns one `Detection`, fired or not. What is compared is always the
+adapter with something that has the same stock phrases and habits: the references, the base, or the
+adapter's own answers to other photographs; never a text with an absolute bound, since advisors
+repeat themselves too.
 
 Signs of failure in a text alone (another language, loops, thinking aloud) are read as the audit of
 the labels reads them, by the same functions.
@@ -18,6 +19,7 @@ from .. import metrics
 from ..metrics import Reading
 from ..outputs import Output
 from .detection import DISQUALIFYING, Detection
+from .forgetting import forgetting
 from .scores import constant_scores, ignores_picture, not_better_than_mean
 from .words import (
     loops,
@@ -35,6 +37,7 @@ __all__ = [
     "Detection",
     "constant_scores",
     "detect",
+    "forgetting",
     "ignores_picture",
     "loops",
     "not_better_than_mean",
@@ -59,7 +62,7 @@ def detect(
     base: Sequence[Output] = (),
     shuffled: Sequence[Reading] = (),
 ) -> list[Detection]:
-    """Every detector's result for one arm, in a fixed order.
+    """Every result of the detectors that look at answers, for one arm, in a fixed order.
 
     ``base`` are the base's answers and ``shuffled`` the readings of the arm's answers to other
     photographs; either may be empty, and what needs them then knows less or nothing.
