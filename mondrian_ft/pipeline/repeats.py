@@ -1,9 +1,9 @@
 """The main job several times over, folds times seeds, judged as one.
 
-With 60 to 90 rows a held-out part is a dozen photographs. In k-fold mode each of k adapters is asked
-about the photographs that it was not trained on, so that every row is judged once; with several
-seeds each of them once a seed. What is judged so is the recipe, not one adapter, and nothing is
-registered.
+With 60 to 90 rows a held-out part is a dozen photographs. In k-fold mode each of k adapters is
+asked about the photographs that it was not trained on, so that every row is judged once; with
+several seeds each of them once a seed. What is judged so is the recipe, not one adapter, and
+nothing is registered.
 """
 
 from __future__ import annotations

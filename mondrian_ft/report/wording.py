@@ -173,6 +173,7 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
             f"{points(base['score_mae'])}"
         )
         said += f": {told}." if (told := difference(evidence)) else "."
+        said += format_change(evidence)
     elif not evidence["n_references_with_scores"]:
         said = f"The references of these {n} hold no scores to compare with."
     else:
@@ -181,6 +182,23 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         ]
         said = f"On {n}, the {' and the '.join(which)} model gave no scores that could be read."
     return short, said
+
+
+def format_change(evidence: Mapping[str, Any]) -> str:
+    """A sentence where the format, and not the scores, is what keeps the verdict down."""
+    change = evidence.get("change") or {}
+    form, score = change.get("format") or {}, change.get("score") or {}
+    mean = form.get("mean")
+    if not mean or mean > 0 or form.get("state") not in ("inconclusive", "worse"):
+        return ""
+    if score.get("state") not in ("better", "no_worse"):
+        return ""
+    lost = f"{100 * -mean:.1f}".removesuffix(".0")
+    allowed = f"{100 * form['margin']:.1f}".removesuffix(".0")
+    return (
+        f" But the share of answers in the exact format fell by {lost} points, and no more than "
+        f"{allowed} may be lost (eval.margin_format)."
+    )
 
 
 def difference(evidence: Mapping[str, Any]) -> str:
