@@ -191,8 +191,10 @@ def random_4b(shapes: Shapes, out: Path | None) -> dict[str, Any]:
     section(f"base_batch_{full}", lambda: world.steps(full))
     section("base_batch_1_masked", lambda: world.steps(1, masked=True))
     section(f"base_batch_{full}_masked", lambda: world.steps(full, masked=True))
+    section("base_numbers", world.numbers)
     section("mlx_vlm_batch_1", world.stock_steps)
     section("adapter", world.attach)
+    section("tuned_numbers", world.numbers)
     section("tuned_batch_1", lambda: world.steps(1))
     section(f"tuned_batch_{full}", lambda: world.steps(full))
     section("evaluation_ours", world.evaluation)
@@ -353,6 +355,54 @@ class _World:
             "ms_per_step": measure.spread(ahead),
             "ms_per_step_when_waiting": measure.spread(waiting),
             "tokens_per_second": round(rows / median * 1000, 1),
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """How far the logits of a step are from those of the same step in float32, with our kernels
+        and with MLX's operations; two rows of unequal length, three steps, root mean squares."""
+        from mondrian_ft.evaluation.generate import Request, _read
+        from mondrian_ft.model import lora
+        from mondrian_ft.model.backend import mx
+        from mondrian_ft.model.decode import Decoding, Prefilled, Steps
+
+        long, other = self.requests(2)
+        short = Request(other.tokens[: -self.shapes.prompt // 16], other.features, other.grid)
+        prompts = _read(self.base, [long, short])
+
+        def logits(prompts: Prefilled, *, own_kernels: bool) -> np.ndarray:
+            steps = Steps(self.backbone, own_kernels=own_kernels)
+            decoding = Decoding(steps, prompts, capacity=self.shapes.prompt + 3)
+            found = []
+            for number in range(3):
+                decoding.token = mx.array([1000 + number, 2000 - number], mx.int32)
+                decoding.advance(choosing=False)
+                found.append(np.array(decoding.logits.astype(mx.float32)))  # pyright: ignore
+            return np.stack(found)
+
+        ours = logits(prompts, own_kernels=True)
+        mlxs = logits(prompts, own_kernels=False)
+        model, dtype = self.base.model, self.backbone.text.norm.weight.dtype
+        adapter = lora.tensors(model)  # float32 in any case, and to stay so
+        model.set_dtype(mx.float32)
+        wide = Prefilled(
+            prompts.logits,
+            [one.astype(mx.float32) for one in prompts.keys],
+            [one.astype(mx.float32) for one in prompts.values],
+            prompts.lengths,
+            prompts.positions,
+        )
+        exact = logits(wide, own_kernels=False)
+        model.set_dtype(dtype)
+        if adapter:
+            lora.set_tensors(model, adapter)
+
+        def size(values: np.ndarray) -> float:
+            return round(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 5)
+
+        return {
+            "logits": size(exact),
+            "our_kernels_less_float32": size(ours - exact),
+            "mlx_operations_less_float32": size(mlxs - exact),
         }
 
     def stock_steps(self) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class Interrupted(TrainingError):
     exit_code = 130
 
 
+class EvaluationError(MondrianError):
+    """An evaluation that is not whole: an arm could not answer, or a report not be put in place."""
+
+
 class RegistryError(MondrianError):
     """A version, channel or history entry of the registry that is missing or inconsistent."""
 

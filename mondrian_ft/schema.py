@@ -49,10 +49,16 @@ class Schedule(StrEnum):
 
 
 class Arm(StrEnum):
-    """Models an evaluation can compare."""
+    """Models an evaluation can compare, and the conditions they answer under."""
 
     base = "base"
     tuned = "tuned"
+    production = "production"
+    base_examples = "base_examples"
+    base_constrained = "base_constrained"
+    tuned_constrained = "tuned_constrained"
+    production_constrained = "production_constrained"
+    base_examples_constrained = "base_examples_constrained"
 
 
 class Accept(StrEnum):
@@ -367,7 +373,13 @@ class EvalConfig:
     batch_size: int = 16
     """Photographs answered at once, 1 or more."""
     arms: list[Arm] = field(default_factory=lambda: [Arm.base, Arm.tuned])
-    """Models to compare."""
+    """Models to compare: ``base``, ``tuned``, ``production`` (what that channel of the registry
+    holds) and ``base_examples`` (the base, shown some critiques); each with ``_constrained``
+    behind it answers under the critique's schema."""
+    constrained: bool = False
+    """Answer with every arm a second time under the schema, as ``<arm>_constrained``."""
+    examples: int = 2
+    """Training critiques that ``base_examples`` is shown in its prompt, 1 or more."""
     margin_score: float = 0.25
     """Points of 0-10 by which the score error may rise and still be no worse, 0 or more."""
     margin_format: float = 0.02
@@ -384,7 +396,7 @@ class EvalConfig:
     """Seconds to wait for each of the judge's answers, above 0."""
 
     def __post_init__(self) -> None:
-        _check_count("eval", self, "max_examples", "max_tokens", "batch_size")
+        _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples")
         value = self.temperature
         _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
         value = self.margin_score

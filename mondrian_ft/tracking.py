@@ -6,13 +6,15 @@ and the JSONL file, which has the same numbers, goes on.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import netrc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 from .errors import MondrianError
 
 if TYPE_CHECKING:
+    from .report.tables import Table
     from .run import Run
     from .schema import TrackingConfig
 
@@ -35,6 +38,10 @@ class Tracker(Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Records the closing figures of the run."""
+        ...
+
+    def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
+        """Records the evaluation's tables, made only where they are wanted, and its page."""
         ...
 
     def close(self) -> None:
@@ -77,6 +84,9 @@ class JsonlTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Does nothing; see the class."""
 
+    def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
+        """Does nothing: tables and page are files of the run already."""
+
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
@@ -117,6 +127,19 @@ class WandbTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Sends the closing figures; they start W&B if no number has."""
         self._guarded(lambda run: run.summary.update(dict(values)))
+
+    def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
+        """Sends each table as ``evaluation/<name>`` and the page, to look at and to keep."""
+        if self._failed:
+            return
+        # Made outside the guard: a fault of ours is not W&B's.
+        made = tables()
+
+        def send(run: Any) -> None:
+            with _kept_in(self._folder / "wandb"):
+                _send(run, made, page)
+
+        self._guarded(send)
 
     def close(self) -> None:
         """Finishes the W&B run, so that the next job of a sweep gets one of its own."""
@@ -189,6 +212,11 @@ class Trackers:
         """Tells every tracker."""
         for tracker in self._trackers:
             tracker.summary(values)
+
+    def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
+        """Tells every tracker."""
+        for tracker in self._trackers:
+            tracker.show(tables, page)
 
     def close(self) -> None:
         """Closes every tracker."""
@@ -269,6 +297,48 @@ def logged_in(environ: Mapping[str, str]) -> bool:
         if entry and entry[2]:
             return True
     return False
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Has W&B keep what waits to be sent in ``folder``, unless a person said where.
+
+    By default it would be the home folder, where photographs of an offline run outlive the run.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def _send(run: Any, tables: Mapping[str, Table], page: Path) -> None:
+    """An evaluation to a W&B run; bytes in a table are JPEGs."""
+    import wandb
+    from PIL import Image
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, bytes):
+            return value
+        with Image.open(io.BytesIO(value)) as picture:
+            return wandb.Image(picture, file_type="jpg")
+
+    shown: dict[str, Any] = {
+        f"evaluation/{name}": wandb.Table(
+            columns=list[Any](table.columns),
+            data=[[cell(value) for value in row] for row in table.rows],
+        )
+        for name, table in tables.items()
+    }
+    # Not injected into: the page's policy would refuse what W&B adds.
+    shown["evaluation/report"] = wandb.Html(str(page), inject=False)
+    run.log(shown)
+    kept = wandb.Artifact(f"evaluation-{run.id}", type="evaluation")
+    kept.add_file(str(page), name=page.name)
+    run.log_artifact(kept)
 
 
 def _finite(value: Number) -> Number:

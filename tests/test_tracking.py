@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mondrian_ft.errors import MondrianError
 from mondrian_ft.run import Run
@@ -232,11 +235,65 @@ def test_disabled_never_imports_wandb(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "training_log.jsonl"]
 
 
+def test_an_evaluation_is_made_only_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The JSONL file takes no tables and has none made; nor does a W&B that failed."""
+    fake(monkeypatch, "log")
+    made: list[str] = []
+
+    def tables() -> dict[str, Any]:
+        made.append("made")
+        return {}
+
+    JsonlTracker(tmp_path / "log.jsonl").show(tables, tmp_path / "report.html")
+    warnings: list[str] = []
+    tracker = WandbTracker("offline", tmp_path, {}, warnings.append)
+    tracker.log({"loss": 1.0}, step=1)
+    Trackers(tracker).show(tables, tmp_path / "report.html")
+    assert made == []
+    assert len(warnings) == 1
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_an_evaluation_that_wandb_refuses_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure stops no run, and where it keeps its files is left as it was."""
+    fake(monkeypatch)  # which has neither tables nor artifacts
+    warnings: list[str] = []
+    WandbTracker("offline", tmp_path, {}, warnings.append).show(dict, tmp_path / "report.html")
+    assert len(warnings) == 1
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a ``.wandb`` file: LevelDB's log format after a header of 7 bytes."""
+    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    data, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield proto.Record.FromString(record)
+            record = b""
+
+
 def test_the_real_wandb_offline(tmp_path: Path) -> None:
-    """With nobody logged in W&B itself asks for nothing and writes into the run folder."""
+    """With nobody logged in W&B itself asks for nothing and writes into the run folder.
+
+    To be sent later: numbers, the evaluation's tables with their pictures, and its page.
+    """
     script = """
+import io
 from pathlib import Path
+from PIL import Image
 from mondrian_ft.config import Config
+from mondrian_ft.report.tables import Table
 from mondrian_ft.run import Run
 from mondrian_ft.tasks import Link
 
@@ -244,6 +301,12 @@ with Run.open(Config(task=Link()), Path("here")) as run:
     run.tracker.log({"loss": 1.0}, step=1)
     run.tracker.log({"val_loss": 2.0}, step=1, kind="eval")
     run.tracker.summary({"mae": 0.5})
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "teal").save(picture, "JPEG")
+    Path("report.html").write_text("<p>Helped.")
+    arms = Table(["arm", "score_mae", "failed"], [["base", 2.5, None], ["production", None, "no"]])
+    shown = Table(["picture", "tuned"], [[picture.getvalue(), "{}"], [None, "{}"]])
+    run.tracker.show(lambda: {"arms": arms, "photographs": shown}, Path("report.html"))
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -256,5 +319,28 @@ with Run.open(Config(task=Link()), Path("here")) as run:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(lines(tmp_path / "here" / "training_log.jsonl")) == 2
-    assert list((tmp_path / "here" / "wandb").glob("offline-run-*/*.wandb"))
+    (log,) = (tmp_path / "here" / "wandb").glob("offline-run-*/*.wandb")
+    kept = {
+        entry.path: Path(entry.local_path)
+        for record in records(log)
+        if record.WhichOneof("record_type") == "artifact"
+        for entry in record.artifact.manifest.contents
+    }
+    arms, shown = (
+        json.loads(kept[f"evaluation/{name}.table.json"].read_text())
+        for name in ("arms", "photographs")
+    )
+    assert arms["data"] == [["base", 2.5, None], ["production", None, "no"]]
+    types = arms["column_types"]["params"]["type_map"]
+    assert "number" in json.dumps(types["score_mae"])  # so that W&B can draw it
+    (picture, said), nothing = shown["data"]
+    assert nothing == [None, "{}"]
+    assert said == "{}"
+    with Image.open(kept[picture["path"]]) as opened:
+        assert (opened.format, opened.size) == ("JPEG", (40, 30))
+    (page,) = (log.parent / "files").glob("media/html/evaluation/report_*.html")
+    assert page.read_text() == "<p>Helped."
+    assert kept["report.html"].read_text() == "<p>Helped."
+    # All that waits to be sent is in the run folder.
+    assert all(path.is_relative_to(tmp_path / "here") for path in kept.values())
     assert json.loads((tmp_path / "here" / "run.json").read_text())["warnings"] == []

@@ -9,6 +9,7 @@ schema without a filled example: models copy an example's scores.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from .critique import DIMENSIONS
@@ -57,6 +58,16 @@ def build_prompt(
         parts.append(persona)
         sources.append("advisors.prompt")
     return "\n\n".join([*parts, CLOSING]), " + ".join(sources)
+
+
+def with_examples(prompt: str, critiques: Sequence[str]) -> str:
+    """A prompt that shows critiques of other photographs, as text, after everything else.
+
+    For asking a model that was not trained on them (few-shot); the advisor service does not.
+    """
+    shown = "\n\n".join(critiques)
+    lead = "For example, these are critiques of other photographs"
+    return f"{prompt}\n\n{lead}:\n\n{shown}\n\nNow the critique of the provided image."
 
 
 def fingerprint(prompt: str) -> str:

@@ -22,6 +22,10 @@ from .metrics import Reading
 from .outputs import Output
 
 SHUFFLED = "tuned_shuffled"
+CONSTRAINED = "_constrained"
+"""Ends the name of an arm that answers under the schema; without it the same arm is free."""
+AGAINST = ("production",)
+"""Arms that the tuned one is compared with as well, beside the base."""
 WORKBOOK_NAMES = {"base": "base_model", "tuned": "fine_tuned_model"}
 EXCERPT = 500
 """Characters of an answer in ``sample_results[].*.output``; ``full_output`` holds all of it."""
@@ -40,6 +44,9 @@ def build(
     date: str | None = None,
     score_margin: float = stats.SCORE_MARGIN,
     format_margin: float = stats.FORMAT_MARGIN,
+    failed: Mapping[str, str] | None = None,
+    peak_memory: Mapping[str, float] | None = None,
+    hashes: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Compare arms on held-out ``rows`` and return the whole report as JSON-able values.
 
@@ -48,10 +55,12 @@ def build(
     ``evidence.arms.tuned.score_mae_shuffled``. ``train_rows`` supply the mean-score prediction and
     the dimension names that the strict format check asks for, where they agree on them.
     ``date`` is the ISO time written as ``evaluation_date``, now if None. The margins, in points
-    of 0-10 and as a share of answers, are what the tuned arm may lose and count as no worse. The
-    keys are those of the
-    facts on the users' data, "Their training and evaluation files", with ``evidence`` added;
-    ``report/schema/comparison_report.schema.json`` describes them all.
+    of 0-10 and as a share of answers, are what the tuned arm may lose and count as no worse.
+    ``failed`` gives the reason of each arm that could not answer, ``peak_memory`` GB by arm, and
+    ``hashes`` the adapter of each arm that has one.
+
+    The keys are those of the facts on the users' data, "Their training and evaluation files", with
+    ``evidence`` added; ``report/schema/comparison_report.schema.json`` describes them all.
 
     Raises:
         DataError: there are no rows, so nothing can be said.
@@ -67,7 +76,9 @@ def build(
     for name, outputs in arms.items():
         if len(outputs) != len(rows):
             raise ValueError(f"the arm {name} has {len(outputs)} outputs for {len(rows)} rows")
-    if evidence.MEAN in arms or (SHUFFLED in arms and "tuned" not in arms):
+    if {evidence.MEAN, evidence.EXAMPLE} & arms.keys() or (
+        SHUFFLED in arms and "tuned" not in arms
+    ):
         raise ValueError(f"the arms {', '.join(arms)} use a reserved name")
 
     taught = [metrics.read(row.response) for row in train_rows]
@@ -93,9 +104,22 @@ def build(
             for name in shown
         },
     }
-    mean = metrics.mean_scores(r.scores for r in taught if r.scores)
-    if mean:
-        facts["arms"][evidence.MEAN] = evidence.mean_evidence(mean, taught, references, photographs)
+    for arm in shown:
+        for key, values in (("peak_memory_gb", peak_memory), ("adapter_hash", hashes)):
+            if values and arm in values:
+                facts["arms"][arm][key] = values[arm]
+    facts["arms"] |= evidence.trivial_arms(rows, taught, references, photographs)
+    facts["arms_failed"] = dict(failed or {})
+    facts["constraint"] = {
+        arm: evidence.constraint_effect(
+            (arms[arm], arms[arm + CONSTRAINED]),
+            (readings[arm], readings[arm + CONSTRAINED]),
+            references,
+            photographs,
+        )
+        for arm in shown
+        if arm + CONSTRAINED in arms
+    }
     if SHUFFLED in arms:
         shuffled = evidence.arm_evidence(rows, arms[SHUFFLED], readings[SHUFFLED], references)
         facts["arms"]["tuned"] |= {
@@ -123,6 +147,16 @@ def build(
         facts["per_dimension_change"] = evidence.per_dimension_change(*sides)
     else:
         facts["reason"] = "A verdict needs both a base and a tuned arm."
+    facts["against"] = {
+        arm: evidence.verdict(
+            *(readings[arm], readings["tuned"], references, photographs),
+            score_margin=score_margin,
+            format_margin=format_margin,
+            detections=fired,
+        )
+        for arm in AGAINST
+        if arm in arms and "tuned" in arms
+    }
     found = metric_block(arms, readings)
     facts["criteria"] = evidence.criteria(facts["arms"], found)
     facts |= {"adapter_hash": adapter_hash, "settings": dict(settings)}

@@ -13,12 +13,14 @@ from typing import Any
 
 from ..data.audit.texts import repeats_advice
 from ..data.dataset import Row
+from ..data.example import KNOWN_OVERALL, KNOWN_VECTOR, Example, filled_example
 from . import metrics, stats
 from .detectors import Detection
 from .metrics import Reading
 from .outputs import Output
 
 MEAN = "mean_score"
+EXAMPLE = "prompt_example"
 
 
 def photograph(row: Row) -> str:
@@ -137,23 +139,64 @@ def arm_evidence(
     }
 
 
-def mean_evidence(
-    mean: Mapping[str, float],
+def trivial_arms(
+    rows: Sequence[Row],
     taught: Sequence[Reading],
     references: Sequence[Reading],
     photographs: Sequence[str],
-) -> dict[str, Any]:
-    """The arm that gives every photograph the training rows' mean score in each dimension.
+) -> dict[str, dict[str, Any]]:
+    """What can be said without looking at a photograph; a model must beat it to have learnt.
 
-    It writes no text, so its ``format_strict`` is None. A model that does not beat it has learnt
-    nothing of the advisor's scoring that a constant would not give.
+    ``mean_score`` gives every photograph the training rows' mean score in each dimension;
+    ``prompt_example`` the scores of the filled example in its prompt, or, where the prompt has
+    none, of the service's own (facts: "Prompts"), which two thirds of the users' labels repeat.
+    They write no text, so their ``format_strict`` is None. An arm that has no score for any
+    reference is left out.
     """
-    errors = [metrics.score_error(mean, ref.scores) for ref in references]
+    arms: dict[str, dict[str, Any]] = {}
+    mean = metrics.mean_scores(r.scores for r in taught if r.scores)
+    said = mean_of(r.overall for r in taught if r.overall is not None)
+    if mean:
+        constant = [(mean, said)] * len(references)
+        arms[MEAN] = _scores_alone(constant, references, photographs)
+        arms[MEAN]["n_train"] = sum(bool(r.scores) for r in taught)
+    shown = [example_scores(row.prompt, ref) for row, ref in zip(rows, references, strict=True)]
+    if any(scores for scores, _ in shown):
+        arms[EXAMPLE] = _scores_alone(shown, references, photographs)
+        own = sum(filled_example(row.prompt) is not None for row in rows)
+        arms[EXAMPLE]["n_prompts_with_example"] = own
+    return arms
+
+
+def example_scores(prompt: str, reference: Reading) -> tuple[dict[str, float], float | None]:
+    """A prompt's filled example, else the service's, as scores of the reference's dimensions.
+
+    By name where the example names its dimensions, in order where it has as many scores as the
+    reference; no scores where neither fits.
+    """
+    example = filled_example(prompt) or Example((), KNOWN_VECTOR, KNOWN_OVERALL)
+    if example.names:
+        named = zip(map(metrics.dimension_key, example.names), example.scores, strict=True)
+        scores = {key: score for key, score in named if key in reference.scores}
+    elif len(example.scores) == len(reference.scores):
+        scores = dict(zip(reference.scores, example.scores, strict=True))
+    else:
+        scores = {}
+    return scores, example.overall
+
+
+def _scores_alone(
+    given: Sequence[tuple[Mapping[str, float], float | None]],
+    references: Sequence[Reading],
+    photographs: Sequence[str],
+) -> dict[str, Any]:
+    """Evidence of an arm that gives scores, by dimension and overall, and writes nothing."""
+    pairs = list(zip(given, references, strict=True))
+    errors = [metrics.score_error(scores, ref.scores) for (scores, _), ref in pairs]
     scored = metrics.by_photograph(errors, photographs)
-    said = [r.overall for r in taught if r.overall is not None]
     overall = [
-        None if ref.overall is None or not said else abs(fmean(said) - ref.overall)
-        for ref in references
+        None if said is None or ref.overall is None else abs(said - ref.overall)
+        for (_, said), ref in pairs
     ]
     return {
         "n": len(references),
@@ -162,8 +205,40 @@ def mean_evidence(
         "score_mae": mean_of(scored.values()),
         "score_mae_interval": listed(stats.mean_interval(list(scored.values()))),
         "overall_mae": mean_of(metrics.by_photograph(overall, photographs).values()),
-        "per_dimension": per_dimension([mean] * len(references), references, photographs),
-        "n_train": sum(bool(r.scores) for r in taught),
+        "per_dimension": per_dimension([scores for scores, _ in given], references, photographs),
+    }
+
+
+def constraint_effect(
+    outputs: tuple[Sequence[Output], Sequence[Output]],
+    readings: tuple[Sequence[Reading], Sequence[Reading]],
+    references: Sequence[Reading],
+    photographs: Sequence[str],
+) -> dict[str, Any]:
+    """What answering under the schema cost and changed; each pair is (free, constrained).
+
+    ``changed`` of ``n`` answers differ in a letter. ``score_error_change`` is by photograph, of
+    those that both gave scores for, positive where the constraint made the error larger.
+    ``seconds_ratio`` is of seconds per token, constrained over free, as answers differ in length.
+    """
+    free, bound = outputs
+    changes: list[float | None] = []
+    for one, other, ref in zip(*readings, references, strict=True):
+        before, after = (metrics.score_error(r.scores, ref.scores) for r in (one, other))
+        changes.append(difference(after, before))
+    values = list(metrics.by_photograph(changes, photographs).values())
+    pace = [
+        sum(o.seconds for o in some) / max(sum(o.tokens for o in some), 1) for some in (free, bound)
+    ]
+    return {
+        "n": len(free),
+        "changed": sum(a.text != b.text for a, b in zip(free, bound, strict=True)),
+        "score_error_change": {
+            "n": len(values),
+            "mean": mean_of(values),
+            "interval": listed(stats.mean_interval(values)),
+        },
+        "seconds_ratio": pace[1] / pace[0] if pace[0] > 0 else None,
     }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -209,6 +210,21 @@ def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
         lora.detach(base.model)
         raise
     return adapter
+
+
+@contextmanager
+def applied(folder: Path, base: Base, *, pixels: str | None = None) -> Iterator[Adapter]:
+    """This adapter instead of whatever is in the model, for the length of the block.
+
+    Raises:
+        AdapterError: as :func:`load`; what was in the model is in it again then, too.
+    """
+    with lora.without_adapter(base.model):
+        adapter = load(folder, base, pixels=pixels)
+        try:
+            yield adapter
+        finally:
+            lora.detach(base.model)
 
 
 def check_effect(base: Base) -> None:

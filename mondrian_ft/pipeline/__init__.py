@@ -33,17 +33,19 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
     adapter, loss = training.train(config, run, base, features, parts, folder)
     if parts.judged:
         try:
-            report = evaluation.evaluate(config, run, base, features, parts, adapter, labels=labels)
+            done = evaluation.evaluate(config, run, base, features, parts, adapter, labels=labels)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped while comparing; the adapter is whole in {adapter.folder}; go on with: "
                 f"{resume_command(config, run, folder)}"
             ) from None
         page = run.folder / "report.html"
+        if "tuned" in done.report["evidence"]["arms_failed"]:
+            done.check()  # an adapter that cannot answer is no candidate
         version = versioning.register(config, run, adapter.folder)
         screen.show_closing(
             run.console,
-            report,
+            done.report,
             adapter=adapter.folder,
             page=page,
             labels=labels,
@@ -59,6 +61,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
                 ),
             ],
         )
+        done.check()
     else:
         run.warn("there is neither a test nor a validation part, so the adapter was not evaluated")
         versioning.register(config, run, adapter.folder)
@@ -130,24 +133,30 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     from . import evaluation, rows, training, versioning
 
     folder = versioning.find_adapter(task.adapter, config) if task.adapter else None
-    if folder is not None:
+    if folder is not None and not folder.is_dir():
         adapters.read(folder)  # a wrong path is told before the data are linked
     parts = rows.load(config, run)
     base, features = training.load_base_of(config, run)
-    adapter = None
+    adapter, failed = None, {}
     if folder is not None:
         pixels = training.pixel_facts(base, training.pixel_settings(config))
-        adapter = adapters.load(folder, base, pixels=pixels["fingerprint"])
-    elif [arm for arm in config.eval.arms if arm != "base"]:
-        run.warn("task.adapter is not set, so only the base is evaluated")
-    report = evaluation.evaluate(config, run, base, features, parts, adapter)
+        try:
+            adapter = adapters.load(folder, base, pixels=pixels["fingerprint"])
+        except AdapterError as error:
+            # The other arms are worth having, whatever is wrong with this one.
+            failed["tuned"] = str(error)
+            run.warn(f"tuned could not be loaded: {error}")
+    elif [arm for arm in config.eval.arms if arm.startswith("tuned")]:
+        run.warn("task.adapter is not set, so there is no tuned arm")
+    done = evaluation.evaluate(config, run, base, features, parts, adapter, failed=failed)
     screen.show_closing(
         run.console,
-        report,
+        done.report,
         adapter=adapter.folder if adapter else None,
         page=run.folder / "report.html",
     )
-    return report["evidence"]["arms"].get("tuned", {}).get("score_mae")
+    done.check()
+    return done.report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
 
 def assess(task: tasks.Assess, config: Config, run: Run) -> None:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data.batches import Example
 from ..data.rows import Row
-from ..errors import DataError
+from ..errors import DataError, EvaluationError, MondrianError
 from ..evaluation import comparison
 from ..evaluation.comparison import SHUFFLED
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.outputs import Output
 from ..files import atomic_write_bytes, atomic_write_json, is_read_only
 from ..model.adapter import WEIGHTS, Adapter
 from ..model.backend import describe
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..report import html, screen, wording
+from ..report import html, screen, tables, wording
 from ..report.card import write_card
+from . import arms as arms_of
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -34,6 +36,54 @@ ANSWERS = Path("outputs/cache/answers")
 """Greedy answers, kept under what they depend on."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What every arm answered, and what there is to say of the asking.
+
+    Attributes:
+        examples: what was asked about, in row order.
+        outputs: by arm, one answer per example.
+        failed: the reason of each arm that could not answer.
+        hashes: the adapter of each arm that has one.
+        peak_memory: GB, by arm that was asked anything.
+        settings: all that the answers depend on, for the report.
+    """
+
+    examples: list[Example]
+    outputs: dict[str, list[Output]]
+    failed: dict[str, str]
+    hashes: dict[str, str]
+    peak_memory: dict[str, float]
+    settings: dict[str, Any]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows asked about."""
+        return [example.row for example in self.examples]
+
+
+@dataclass
+class Evaluated:
+    """A comparison that was written.
+
+    Attributes:
+        report: the whole ``comparison_report.json``.
+        problems: what was not as it should be though everything else is there; see `check`.
+    """
+
+    report: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Fail, now that all that could be had is written and shown.
+
+        Raises:
+            EvaluationError: an arm could not answer, or a report could not be put in its place.
+        """
+        if self.problems:
+            raise EvaluationError("; ".join(self.problems))
+
+
 def evaluate(
     config: Config,
     run: Run,
@@ -43,25 +93,58 @@ def evaluate(
     adapter: Adapter | None,
     *,
     labels: str | None = None,
-) -> dict[str, Any]:
+    failed: dict[str, str] | None = None,
+) -> Evaluated:
     """Compare the arms, write the reports, and return the comparison.
 
     ``labels`` is the audit's verdict in a sentence; it goes into the report as
-    ``evidence.labels``.
+    ``evidence.labels``. ``failed`` gives the reason of an arm that could not even be loaded.
     """
+    asked = ask(config, run, base, features, parts, adapter, failed=failed)
+    report = build(config, parts, base, asked, adapter)
+    if labels is not None:
+        report["evidence"]["labels"] = labels
+    return write(config, run, report, adapter)
 
+
+def ask(
+    config: Config,
+    run: Run,
+    base: Base,
+    features: FeatureStore,
+    parts: Parts,
+    adapter: Adapter | None,
+    *,
+    failed: dict[str, str] | None = None,
+) -> Asked:
+    """Put the held-out rows to every arm of the config.
+
+    Raises:
+        DataError: there are no held-out rows, or the adapter was trained on some of them.
+        ModelError: no arm could answer.
+    """
     rows = parts.judged[: config.eval.max_examples]
     if not rows:
         raise DataError(
             "there are no held-out rows to evaluate; give data.val_split or data.test_split a share"
         )
     if adapter is not None:
-        _check_unseen(adapter, rows)
+        arms_of.check_unseen(adapter, rows)
     examples = encode_rows(config, run, base, rows)
     if not examples:
         raise DataError("every held-out row is too long for the model; lower data.max_pixels")
     pixels = pixel_facts(base, pixel_settings(config))
-    arms = [str(arm) for arm in config.eval.arms if adapter is not None or arm == "base"]
+    arms = arms_of.find(
+        config,
+        base,
+        adapter=adapter,
+        rows=rows,
+        train=parts.train,
+        pixels=pixels["fingerprint"],
+        failed=failed or {},
+    )
+    if not arms.names:
+        raise EvaluationError("; ".join(_unanswered(arms.failed)) or "eval.arms names no arm")
     evaluator = Evaluator(
         base,
         features,
@@ -69,6 +152,8 @@ def evaluate(
         batch_size=config.eval.batch_size,
         temperature=config.eval.temperature,
         seed=config.trainer.seed,
+        constraint=arms.constraint,
+        voices=arms.voices,
         cache=ANSWERS.absolute(),
         identity={
             "base": asdict(base.identity),
@@ -84,51 +169,85 @@ def evaluate(
     run.console.print(screen.plain(f"Evaluating {rows_told} on {shown}."), markup=False)
     with run.console.status("answering") as status:
         outputs = evaluator.run(
-            examples, arms, lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}")
+            examples,
+            arms.names,
+            lambda arm, done: status.update(f"{arm}: {done} of {len(examples)}"),
         )
-    if evaluator.damaged:
-        lines = wording.count(evaluator.damaged, "line")
-        run.warn(f"{lines} of the kept answers could not be read; those questions were asked again")
-    if evaluator.problem:
-        run.warn(f"answers are not kept for the next time: {evaluator.problem}")
-    if reused := {arm: n for arm, n in evaluator.reused.items() if n and arm != SHUFFLED}:
-        told = wording.listing([f"{n} of {arm}" for arm, n in reused.items()])
-        run.console.print(f"Answers given before, with their times of then: {told}.", markup=False)
-    report = comparison.build(
-        rows=[example.row for example in examples],
-        arms=outputs,
-        train_rows=parts.train,
-        base_model=base.identity.name,
-        lora_path=str(adapter.folder) if adapter else None,
-        validation_data=parts.source,
+    _tell(run, evaluator)
+    return Asked(
+        examples,
+        outputs,
+        failed=arms.failed | evaluator.failed,
+        hashes={
+            arm: found
+            for arm in outputs
+            if (found := evaluator.voice(arm).adapter) is not None and arm != SHUFFLED
+        },
+        peak_memory=evaluator.peak_memory,
         settings={
             "max_tokens": config.eval.max_tokens or evaluator.limit(examples),
             "batch_size": config.eval.batch_size,
             "temperature": config.eval.temperature,
+            "examples": config.eval.examples if arms_of.EXAMPLES in arms.voices else None,
             "answers_reused": evaluator.reused,
             "pixels": pixels,
             "data_lock": parts.lock,
             "base": asdict(base.identity),
         },
+    )
+
+
+def build(
+    config: Config, parts: Parts, base: Base, asked: Asked, adapter: Adapter | None
+) -> dict[str, Any]:
+    """The comparison report of what was asked."""
+    return comparison.build(
+        rows=asked.rows,
+        arms=asked.outputs,
+        train_rows=parts.train,
+        base_model=base.identity.name,
+        lora_path=str(adapter.folder) if adapter else None,
+        validation_data=parts.source,
+        settings=asked.settings,
         adapter_hash=adapter.hash if adapter else None,
         score_margin=config.eval.margin_score,
         format_margin=config.eval.margin_format,
+        failed=asked.failed,
+        peak_memory=asked.peak_memory,
+        hashes=asked.hashes,
     )
-    if labels is not None:
-        report["evidence"]["labels"] = labels
-    path = Path(config.eval.report) if config.eval.report else None
-    path = path or run.folder / "evaluation" / "comparison_report.json"
-    atomic_write_json(path, report)
+
+
+def write(config: Config, run: Run, report: dict[str, Any], adapter: Adapter | None) -> Evaluated:
+    """Write the reports where the config wants them, and beside the adapter.
+
+    They are always in the run folder, so that another place that cannot be written loses nothing.
+    """
+    done = Evaluated(report)
+    own = run.folder / "evaluation" / "comparison_report.json"
+    atomic_write_json(own, report)
     facts = json.loads((run.folder / "run.json").read_text())
     log = run.folder / "training_log.jsonl"
     if not log.is_file() and adapter is not None:
         log = adapter.folder / "training_log.jsonl"
     page = html.write(report, log, facts, run.folder / "report.html")
-    atomic_write_bytes(path.parent / "report.html", page.read_bytes())
+    atomic_write_bytes(own.parent / "report.html", page.read_bytes())
+    place = own
+    if config.eval.report:
+        wanted = Path(config.eval.report)
+        try:
+            atomic_write_json(wanted, report)
+            atomic_write_bytes(wanted.parent / "report.html", page.read_bytes())
+            place = wanted
+        except MondrianError as error:
+            done.problems.append(f"eval.report: {error}; the report is in {screen.near(own)}")
     if adapter is not None:
         _attach_evaluation(adapter, report, page)
     evidence = report["evidence"]
-    run.record(evaluation={"report": str(path), "verdict": evidence["verdict"]})
+    if evidence["arms_failed"]:
+        told = "; ".join(_unanswered(evidence["arms_failed"]))
+        done.problems.append(f"{told}; what the others answered is in {screen.near(place)}")
+    run.record(evaluation={"report": str(place), "verdict": evidence["verdict"]})
     run.tracker.summary(
         {
             f"{arm}/{key}": facts_of[key]
@@ -138,7 +257,33 @@ def evaluate(
         }
         | {"verdict": evidence["verdict"]}
     )
-    return report
+    run.tracker.show(lambda: tables.tables(report), page)
+    return done
+
+
+def _tell(run: Run, evaluator: Evaluator) -> None:
+    """What a person should know of the asking."""
+    for arm, reason in evaluator.failed.items():
+        run.warn(f"{arm} could not answer: {reason}")
+    if evaluator.damaged:
+        lines = wording.count(evaluator.damaged, "line")
+        run.warn(f"{lines} of the kept answers could not be read; those questions were asked again")
+    if evaluator.problem:
+        run.warn(f"answers are not kept for the next time: {evaluator.problem}")
+    if reused := {arm: n for arm, n in evaluator.reused.items() if n and arm != SHUFFLED}:
+        told = wording.listing([f"{n} of {arm}" for arm, n in reused.items()])
+        run.console.print(f"Answers given before, with their times of then: {told}.", markup=False)
+
+
+def _unanswered(failed: dict[str, str]) -> list[str]:
+    """The reasons, each once, with the arms they are the reason of."""
+    by_reason: dict[str, list[str]] = {}
+    for arm, reason in failed.items():
+        by_reason.setdefault(reason, []).append(arm)
+    return [
+        f"{wording.listing(arms)} could not be evaluated: {reason.rstrip('.')}"
+        for reason, arms in by_reason.items()
+    ]
 
 
 def _attach_evaluation(adapter: Adapter, report: dict[str, Any], page: Path) -> None:
@@ -149,15 +294,3 @@ def _attach_evaluation(adapter: Adapter, report: dict[str, Any], page: Path) -> 
     atomic_write_json(folder / "comparison_report.json", report)
     atomic_write_bytes(folder / "report.html", page.read_bytes())
     write_card(adapter.folder, adapter.manifest, report)
-
-
-def _check_unseen(adapter: Adapter, rows: Sequence[Row]) -> None:
-    """Refuse to judge an adapter on photographs it was trained on."""
-    seen = set(adapter.manifest.get("trained_on", []))
-    known = [row for row in rows if row.image_sha256 in seen]
-    if known:
-        raise DataError(
-            f"{len(known)} of {len(rows)} photographs to evaluate were trained on by "
-            f"{adapter.folder.name}, {known[0].image_path.name} first; evaluate on the split it "
-            "was trained with (data.output_dir), or on other photographs"
-        )

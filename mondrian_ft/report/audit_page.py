@@ -61,7 +61,7 @@ def render(
     groups = {name: values for name, values in settings.items() if isinstance(values, Mapping)}
     plain = {name: values for name, values in settings.items() if name not in groups}
     return environment.get_template("audit.html.j2").render(
-        style=page.style(environment, "report.css", "audit.css"),
+        style=page.source(environment, "report.css", "audit.css"),
         advisor=(advisor or "all advisors").capitalize(),
         date=date.today().isoformat(),
         heading=VERDICTS[verdict.code],

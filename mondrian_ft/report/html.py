@@ -1,7 +1,8 @@
 """``report.html``: one self-contained page that shows what fine-tuning changed.
 
-It needs no network, no script and no font of its own, and it follows the reader's light or dark
-setting, the width of the screen, and paper.
+It needs no network and no font of its own, and it follows the reader's light or dark setting, the
+width of the screen, and paper. Its one script puts the photographs in another order; without it
+they are all there, in that of the file, and the page's policy lets no other script run.
 """
 
 from __future__ import annotations
@@ -60,14 +61,18 @@ def render(
     from markupsafe import Markup
 
     environment = _environment()
-    curves = [
-        (css, plots.loss_curves(log, width=width, height=height))
-        for css, width, height in (("wide", 1040, 300), ("narrow", 343, 230))
-    ]
+    shown = view.page(report, {path: picture(data) for path, data in photos.items()})
+    sizes = (("wide", 1040, 300), ("narrow", 343, 230))
+    curves = [(css, plots.loss_curves(log, width=w, height=h)) for css, w, h in sizes]
+    paired = [(css, plots.paired(shown["pairs"], width=w, height=h)) for css, w, h in sizes]
+    script = page.source(environment, "report.js")
     return environment.get_template("report.html.j2").render(
-        **view.page(report, {path: picture(data) for path, data in photos.items()}),
-        style=page.style(environment, "report.css"),
+        **shown,
+        style=page.source(environment, "report.css"),
+        script=script,
+        script_hash=page.hashed(script),
         curves=[(css, Markup(drawn)) for css, drawn in curves if drawn],
+        paired=[(css, Markup(drawn)) for css, drawn in paired if drawn],
         training=training(log),
         settings=settings(report, run_facts),
         warnings=list(run_facts.get("warnings") or []),

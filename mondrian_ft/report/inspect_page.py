@@ -253,7 +253,7 @@ def render(
     last = found["batches"] if batches is None else min(batches, found["batches"])
     together = [list(group) for _, group in groupby(rows, key=lambda row: row.number)]
     return environment.get_template("inspect.html.j2").render(
-        style=page.style(environment, "report.css", "inspect.css"),
+        style=page.source(environment, "report.css", "inspect.css"),
         title=title,
         date=date.today().isoformat(),
         heading=heading(len(failed)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import wording
@@ -14,8 +15,8 @@ def error_chart(arms: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = [
         {
             "label": wording.label(name),
-            "note": "the training answers’ mean scores" if name == "mean_score" else "",
-            "css": name if name in ("base", "tuned", "mean_score") else "other",
+            "note": wording.GUESSES.get(name, ""),
+            "css": css(name, arm),
             "value": arm["score_mae"],
             "interval": arm.get("score_mae_interval"),
             "text": wording.points(arm["score_mae"]),
@@ -38,6 +39,13 @@ def error_chart(arms: Mapping[str, Any]) -> dict[str, Any] | None:
         row["at"] = None if row["value"] is None else across(row["value"], marks[-1])
         row["span"] = [across(v, marks[-1]) for v in row["interval"]] if row["interval"] else None
     return {"rows": rows, "ticks": [(f"{mark:g}", across(mark, marks[-1])) for mark in marks]}
+
+
+def css(name: str, arm: Mapping[str, Any]) -> str:
+    """The class that gives an arm its colour and mark: base and tuned have their own."""
+    if name in ("base", "tuned"):
+        return name
+    return "other" if wording.speaks(arm) else "mean_score"
 
 
 def dimension_chart(arms: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -81,105 +89,188 @@ def across(value: float, end: float) -> float:
     return round(100 * min(max(value / end, 0.0), 1.0), 2)
 
 
-def arms_table(arms: Mapping[str, Any]) -> dict[str, Any]:
-    """The measures as rows and the arms as columns; a measure that says nothing new is left out."""
-    spoken = {name: arm for name, arm in arms.items() if "n_readable" in arm}
-    lost = any(arm["n_readable"] < arm["n"] for arm in spoken.values())
-    rows: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class Measure:
+    """One column of the arms' tables.
 
-    def row(name: str, note: str, cell: Any, *, best: str | None = None) -> None:
-        cells = [cell(arm) for arm in arms.values()]
-        values = [arm.get(best) for arm in arms.values()] if best else []
-        known = [value for value in values if value is not None]
-        least = round(min(known), 9) if known else None
-        strong = [v is not None and round(v, 9) == least for v in values] or [False] * len(cells)
-        rows.append({"name": name, "note": note, "cells": list(zip(cells, strong, strict=True))})
+    Attributes:
+        name: the column's heading.
+        note: what it measures; it stands under the table.
+        cell: an arm's (value, interval or other small print).
+        best: the key of which the lowest value is set in bold; blank for none.
+        if_any: only where an arm's value of this key is more than nothing; blank for always.
+    """
 
-    def share(arm: Mapping[str, Any], key: str) -> tuple[str, str]:
-        return wording.percent(arm.get(key)), ""
+    name: str
+    note: str
+    cell: Callable[[Mapping[str, Any]], tuple[str, str]]
+    best: str = ""
+    if_any: str = ""
 
-    def spread(arm: Mapping[str, Any], key: str) -> tuple[str, str]:
-        return wording.points(arm.get(key)), wording.interval(arm.get(f"{key}_interval"))
 
-    def tally(key: str) -> Any:
-        return lambda arm: (str(arm[key]) if key in arm else wording.NONE, "")
-
-    row(
-        "Exact format",
-        "bare JSON, every key, no mending",
-        lambda arm: (
-            wording.percent(arm["format_strict"]),
-            wording.interval(arm.get("format_strict_interval"), share=True),
-        ),
+def _points(key: str) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    return lambda arm: (
+        wording.points(arm.get(key)),
+        wording.interval(arm.get(f"{key}_interval")),
     )
-    row("Readable", "a tolerant reader gets a critique", lambda arm: share(arm, "readable"))
-    row(
+
+
+def _share(key: str) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    return lambda arm: (
+        wording.percent(arm.get(key)),
+        wording.interval(arm.get(f"{key}_interval"), share=True),
+    )
+
+
+def _signed(key: str) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    return lambda arm: (wording.points(arm.get(key), signed=True), "")
+
+
+def _tally(key: str) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    return lambda arm: (str(arm[key]) if key in arm else wording.NONE, "")
+
+
+def _rounded(key: str) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    return lambda arm: (wording.NONE if arm.get(key) is None else f"{arm[key]:.0f}", "")
+
+
+def _latency(arm: Mapping[str, Any]) -> tuple[str, str]:
+    """Median and 95th percentile; they say more than a mean that one slow answer moves."""
+    late = arm.get("seconds_p95")
+    told = f"p95{wording.GLUE}{wording.seconds(late)}" if late is not None else ""
+    return wording.seconds(arm.get("seconds_p50")), told
+
+
+def _memory(arm: Mapping[str, Any]) -> tuple[str, str]:
+    peak = arm.get("peak_memory_gb")
+    return (wording.NONE if peak is None else f"{peak:.1f}"), ""
+
+
+MAIN = (
+    Measure(
         "Score error",
-        "mean absolute, in points of 10",
-        lambda arm: spread(arm, "score_mae"),
+        "mean absolute, in points of 10; lower is better",
+        _points("score_mae"),
         best="score_mae",
-    )
-    if lost:
-        row("  answers it rests on", "those that could be read", tally("n_scored"))
-        row(
-            "  counting the lost",
-            "an unreadable answer as wrong as can be",
-            lambda arm: spread(arm, "score_mae_worst_case"),
-        )
-    row("Overall score error", "", lambda arm: spread(arm, "overall_mae"), best="overall_mae")
-    row(
-        "Generosity",
-        "mean signed error",
-        lambda arm: (wording.points(arm.get("score_bias"), signed=True), ""),
-    )
-    row(
-        "Ranks alike",
-        "Spearman’s correlation of overall scores",
-        lambda arm: spread(arm, "overall_correlation"),
-    )
-    row(
-        "  by pairs",
-        "Kendall’s tau-b of overall scores",
-        lambda arm: spread(arm, "overall_kendall"),
-    )
-    row(
-        "Spread of scores",
-        "overall scores, as a part of the references’",
-        lambda arm: share(arm, "overall_spread_ratio"),
-    )
-    row("Different sets of scores", "1 would be a template", tally("distinct_score_vectors"))
-    row(
+    ),
+    Measure("Exact format", "bare JSON, every key, no mending", _share("format_strict")),
+    Measure("Readable", "a tolerant reader gets a critique", _share("readable")),
+    Measure("Overall error", "of the overall score alone", _points("overall_mae"), "overall_mae"),
+    Measure("Bias", "mean signed error; positive is too generous", _signed("score_bias")),
+    Measure(
+        "Correlation",
+        "Spearman’s, of the overall scores: does it rank photographs alike",
+        _points("overall_correlation"),
+    ),
+    Measure("Seconds", "per photograph, the median and the 95th percentile", _latency),
+    Measure("Tokens", "generated per photograph", _rounded("tokens_mean")),
+    Measure(
+        "Tokens/s",
+        "the median",
+        lambda arm: (wording.seconds(arm.get("tokens_per_second_p50")), ""),
+    ),
+    Measure("Memory, GB", "the most at one time", _memory, if_any="peak_memory_gb"),
+)
+MORE = (
+    Measure("Scored", "answers that the score error rests on", _tally("n_scored")),
+    Measure(
+        "Counting the lost",
+        "score error with an unreadable answer as wrong as can be",
+        _points("score_mae_worst_case"),
+    ),
+    Measure("Kendall", "tau-b of the overall scores", _points("overall_kendall")),
+    Measure(
+        "Spread",
+        "of the overall scores, as a part of the references’",
+        _share("overall_spread_ratio"),
+    ),
+    Measure(
+        "Sets of scores",
+        "different ones; 1 would be a template",
+        _tally("distinct_score_vectors"),
+    ),
+    Measure(
         "Different advice",
         "of all recommendations given",
-        lambda arm: share(arm, "distinct_advice"),
-    )
-    for key, name, note in (
-        ("repeated_advice", "Repeated advice", "answers with one advice in two dimensions"),
-        ("foreign_script", "Another script", "answers not in the reference’s alphabet"),
-        ("unfinished", "Cut off", "answers that met the token limit"),
-    ):
-        if any(arm[key] for arm in spoken.values()):
-            row(name, note, tally(key))
-    row("Seconds", "per photograph", lambda arm: (wording.seconds(arm.get("seconds_mean")), ""))
-    row("  nineteen of twenty", "", lambda arm: (wording.seconds(arm.get("seconds_p95")), ""))
-    if any(arm.get("first_token_seconds_p50") is not None for arm in spoken.values()):
-        row(
-            "  first token",
-            "median",
-            lambda arm: (wording.seconds(arm.get("first_token_seconds_p50")), ""),
+        _share("distinct_advice"),
+    ),
+    Measure(
+        "Repeated advice",
+        "answers with one advice in two dimensions",
+        _tally("repeated_advice"),
+        if_any="repeated_advice",
+    ),
+    Measure(
+        "Another script",
+        "answers not in the reference’s alphabet",
+        _tally("foreign_script"),
+        if_any="foreign_script",
+    ),
+    Measure("Cut off", "answers that met the token limit", _tally("unfinished"), "", "unfinished"),
+    Measure(
+        "First token",
+        "median seconds until it is there",
+        lambda arm: (wording.seconds(arm.get("first_token_seconds_p50")), ""),
+        if_any="first_token_seconds_p50",
+    ),
+    Measure("Prompt", "tokens of it, with those of the picture", _rounded("prompt_tokens_mean")),
+)
+
+
+CONSTRAINT = (
+    Measure("Differ", "answers that are not the same with it", lambda arm: (arm["differ"], "")),
+    Measure(
+        "Score error",
+        "its change by photograph; positive is worse",
+        lambda arm: (wording.points(arm["change"], signed=True), arm["interval"]),
+    ),
+    Measure("Time", "for each token, as a part of that without it", _share("ratio")),
+)
+
+
+def constraint_table(evidence: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What answering under the schema changed and cost, a row an arm; None where none did."""
+    arms = {}
+    for name, found in (evidence.get("constraint") or {}).items():
+        change = found["score_error_change"]
+        ends = [wording.points(end, signed=True) for end in change["interval"] or ()]
+        arms[name.removesuffix(wording.CONSTRAINED)] = {
+            "n_readable": None,
+            "differ": f"{found['changed']} of {found['n']}",
+            "change": change["mean"],
+            "interval": " to ".join(ends),
+            "ratio": found["seconds_ratio"],
+        }
+    return arms_table(arms, CONSTRAINT) if arms else None
+
+
+def arms_table(arms: Mapping[str, Any], measures: Sequence[Measure]) -> dict[str, Any]:
+    """A row an arm, trivial arms last, and a column a measure; one that no arm has is left out."""
+    order = sorted(arms, key=lambda name: not wording.speaks(arms[name]))
+    shown = [
+        measure
+        for measure in measures
+        if not measure.if_any or any(arm.get(measure.if_any) for arm in arms.values())
+    ]
+    least = {
+        measure.best: min(
+            (round(v, 9) for arm in arms.values() if (v := arm.get(measure.best)) is not None),
+            default=None,
         )
-    row(
-        "Tokens per second",
-        "median",
-        lambda arm: (wording.seconds(arm.get("tokens_per_second_p50")), ""),
-    )
-    row(
-        "Tokens",
-        "generated per photograph",
-        lambda arm: (f"{arm['tokens_mean']:.0f}" if "tokens_mean" in arm else wording.NONE, ""),
-    )
+        for measure in shown
+        if measure.best
+    }
+    rows = []
+    for name in order:
+        arm, cells = arms[name], []
+        for measure in shown:
+            value = arm.get(measure.best) if measure.best else None
+            strong = value is not None and round(value, 9) == least[measure.best]
+            cells.append((measure.name, *measure.cell(arm), strong))
+        rows.append({"css": css(name, arm), "label": wording.label(name), "cells": cells})
     return {
-        "arms": [(name, wording.label(name), arm["n"]) for name, arm in arms.items()],
+        "heads": [measure.name for measure in shown],
+        "notes": [(measure.name, measure.note) for measure in shown],
         "rows": rows,
     }
 

@@ -1,4 +1,4 @@
-"""The loss curves as inline SVG.
+"""The loss curves, and the paired errors, as inline SVG.
 
 Drawn by hand rather than by a plotting library: the strokes take their colours from the page's
 stylesheet, so one drawing serves light, dark and paper, its text is the page's own, and a drawing
@@ -195,4 +195,83 @@ def described(train: Sequence[Point], held: Sequence[Point]) -> str:
             f"Held-out loss from {held[0][1]:.3f} to {held[-1][1]:.3f}, "
             f"lowest {best[1]:.3f} after {best[0]:.0f} updates."
         )
+    return " ".join(said)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photograph's score error by base and by tuned, and the number of its card."""
+
+    card: int
+    base: float
+    tuned: float
+
+
+def paired(pairs: Sequence[Pair], *, width: int, height: int) -> str | None:
+    """Each photograph's error by base and by tuned, joined, from most gained to most lost.
+
+    A number under a line is that of its card, and leads there. None with fewer than two.
+    """
+    if len(pairs) < 2:
+        return None
+    ranked = sorted(pairs, key=lambda pair: (pair.tuned - pair.base, pair.card))
+    up = ticks(0, max(max(pair.base, pair.tuned) for pair in ranked) or 1.0, about=4)
+    frame = Frame(30, 10, width - 30 - 8, height - 10 - 42, (0, len(ranked)), (0, up[-1]))
+    bottom, step = frame.top + frame.height, frame.width / len(ranked)
+    radius = max(1.5, min(5.0, step / 3.2))
+    # A number needs about seven pixels a digit; where they would touch, only some are told.
+    every = math.ceil(7 * (len(str(max(pair.card for pair in ranked))) + 0.6) / step)
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{paired_in_words(ranked)}">'
+    ]
+    for value in up:
+        _, y = frame.at((0, value))
+        parts.append(
+            f'<line class="{"axis" if value == 0 else "grid"}" x1="{frame.left}" '
+            f'x2="{frame.left + frame.width:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+        )
+    for at, pair in enumerate(ranked):
+        x, before = frame.at((at + 0.5, pair.base))
+        _, after = frame.at((at + 0.5, pair.tuned))
+        css = "gain" if pair.tuned < pair.base else "loss" if pair.tuned > pair.base else "same"
+        parts.append(
+            f'<a href="#p{pair.card}" tabindex="-1"><g class="{css}">'
+            f"<title>Photograph {pair.card}: {pair.base:.2f} by base, {pair.tuned:.2f} by tuned"
+            "</title>"
+            # Wide and unseen, so that a finger can meet it.
+            f'<rect class="reach" x="{x - step / 2:.1f}" y="{frame.top}" width="{step:.1f}" '
+            f'height="{frame.height + 20:.1f}"/>'
+            f'<line class="joint" x1="{x:.1f}" x2="{x:.1f}" y1="{before:.1f}" y2="{after:.1f}"/>'
+            f'<circle class="base" cx="{x:.1f}" cy="{before:.1f}" r="{radius:.1f}"/>'
+            f'<circle class="tuned" cx="{x:.1f}" cy="{after:.1f}" r="{radius:.1f}"/>'
+        )
+        if at % every == 0:
+            parts.append(
+                f'<text x="{x:.1f}" y="{bottom + 17:.1f}" text-anchor="middle">{pair.card}</text>'
+            )
+        parts.append("</g></a>")
+    parts.append(
+        f'<text x="{frame.left + frame.width / 2:.1f}" y="{height - 5}" text-anchor="middle">'
+        "photographs, from most gained to most lost</text>"
+    )
+    return "".join(parts) + "</svg>"
+
+
+def paired_in_words(pairs: Sequence[Pair]) -> str:
+    """The same for a reader who does not see it: how many fell and rose, and the extremes."""
+    fell = sum(pair.tuned < pair.base for pair in pairs)
+    rose = sum(pair.tuned > pair.base for pair in pairs)
+    said = [
+        f"Score error by base and by tuned on {len(pairs)} photographs: lower by tuned on {fell}, "
+        f"higher on {rose}, the same on {len(pairs) - fell - rose}."
+    ]
+    best = min(pairs, key=lambda pair: pair.tuned - pair.base)
+    worst = max(pairs, key=lambda pair: pair.tuned - pair.base)
+    for word, pair, there in (("fall", best, fell), ("rise", worst, rose)):
+        if there:
+            said.append(
+                f"Largest {word} from {pair.base:.2f} to {pair.tuned:.2f}, photograph {pair.card}."
+            )
     return " ".join(said)

@@ -120,37 +120,48 @@ def accepted(report: Mapping[str, Any]) -> str:
 
 
 def metrics_table(report: Mapping[str, Any]) -> Table:
-    """Measures of every arm of a ``comparison_report.json``, and which targets were met."""
+    """Measures of every arm of a ``comparison_report.json``, a row an arm, trivial arms last.
+
+    Rows rather than columns, so that however many arms there are it fits 80 characters.
+    """
     from rich.table import Table
 
     arms = report["evidence"]["arms"]
-    marks = {mark["name"]: mark for mark in report["evidence"].get("criteria", [])}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True)
-    for name in arms:
-        table.add_column(_heading(name), justify="right", style="bold" if name == "tuned" else "")
-    if marks:
-        table.add_column("target")
 
-    def row(title: str, cells: list[str], *names: str) -> None:
-        told = [_target(marks[name]) for name in names if name in marks]
-        table.add_row(title, *map(plain, cells), *(["\n".join(told)] if marks else []))
+    def column(heading: str, cells: list[str]) -> None:
+        table.add_column(heading, justify="right", no_wrap=True)
+        columns.append([plain(cell) for cell in cells])
 
-    def column(key: str, how: Any) -> list[str]:
-        return [how(arm.get(key)) for arm in arms.values()]
+    order = sorted(arms, key=lambda name: not wording.speaks(arms[name]))
+    shown = [arms[name] for name in order]
+    columns: list[list[str]] = []
 
-    row("exact format", column("format_strict", wording.percent), "base_format", "tuned_format")
-    if any(arm.get("n_readable", arm["n"]) < arm["n"] for arm in arms.values()):
-        row("readable", column("readable", wording.percent))
-    row("score error", column("score_mae", wording.points), "error_below_base", "error_below_mean")
-    if any("score_mae_shuffled" in arm for arm in arms.values()):
-        cells = [
-            wording.points(arm["score_mae_shuffled"]) if "score_mae_shuffled" in arm else ""
-            for arm in arms.values()
-        ]
-        row("  another photograph", cells, "shuffled_error")
-    row("overall score error", column("overall_mae", wording.points))
-    row("seconds each", column("seconds_mean", wording.seconds), "time")
+    def told(key: str, how: Callable[[Any], str]) -> list[str]:
+        return [how(arm.get(key)) for arm in shown]
+
+    column("exact\nformat", told("format_strict", wording.percent))
+    if any(arm.get("n_readable", arm["n"]) < arm["n"] for arm in shown):
+        column("read-\nable", told("readable", wording.percent))
+    column("score\nerror", told("score_mae", wording.points))
+    column("95 %\ninterval", told("score_mae_interval", wording.interval))
+    column("overall\nerror", told("overall_mae", wording.points))
+    column("seconds\neach", told("seconds_mean", wording.seconds))
+    for name, *cells in zip(order, *columns, strict=True):
+        table.add_row(_heading(name), *cells, style="bold" if name == "tuned" else "")
+    return table
+
+
+def marks_table(report: Mapping[str, Any]) -> Table:
+    """What was hoped for of the report's numbers: met or missed, the number, the target."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for mark in report["evidence"].get("criteria", []):
+        asked, found, target = map(plain, wording.criterion(mark, short=True))
+        style, word = ("green", "met") if mark["met"] else ("yellow", "missed")
+        table.add_row(f"[{style}]{word}:[/{style}]", asked, found, target)
     return table
 
 
@@ -163,26 +174,34 @@ def show_closing(
     labels: str | None = None,
     commands: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Print the verdict, the metrics, where the adapter and the page are, and what to type next.
+    """Print the verdict, the arms' measures, where adapter and page are, and what to type next.
 
     ``labels`` says in a sentence what the labels are worth. ``commands`` are (what it does,
     command) pairs, each printed on a line of its own.
     """
+    evidence = report["evidence"]
     verdict, sentence = wording.headline(report)
     console.print()
     console.print(plain(verdict), style="bold", markup=False)
     console.print(plain(sentence), markup=False)
-    for told in wording.capping(report["evidence"]):
+    for told in wording.capping(evidence):
         console.print(plain(f"It does not count as better: {told}"), markup=False)
+    for told in [*wording.failed(evidence), *wording.other_verdicts(evidence)]:
+        console.print(plain(told), markup=False)
     console.print()
     console.print(metrics_table(report))
-    n = report["evidence"]["n_photographs"]
+    n = evidence["n_photographs"]
     console.print(
         f"On {plain(wording.count(n, 'photograph'))}. Score error: mean distance from the "
         "reference's scores, in points of 10.",
         style="dim",
         markup=False,
     )
+    for told in wording.constraint(evidence):
+        console.print(plain(told), markup=False)
+    if evidence.get("criteria"):
+        console.print()
+        console.print(marks_table(report))
     if labels is not None:
         console.print(plain(labels), markup=False)
     console.print()
@@ -257,23 +276,7 @@ def near(path: Path | str) -> str:
 
 
 def _heading(arm: str) -> str:
-    return {"mean_score": "constant"}.get(arm, arm.replace("_", " "))
-
-
-def _target(mark: Mapping[str, Any]) -> str:
-    """``met, below 2.25``: a target in a few words, beside the row whose number it is about."""
-    name, target = mark["name"], mark["target"]
-    words = {
-        "base_format": f"base {wording.percent(target)} or more",
-        "tuned_format": f"tuned {wording.percent(target)} or more",
-        "error_below_base": "below base",
-        "error_below_mean": "below constant",
-        "shuffled_error": f"{wording.points(target)} or more",
-        "time": f"{wording.seconds(target)} or less",
-    }[name]
-    style = "green" if mark["met"] else "yellow"
-    told = f"{'met' if mark['met'] else 'missed'}:".ljust(8)
-    return f"[{style}]{told}[/{style}]{plain(words)}"
+    return {"mean_score": "constant guess"}.get(arm, arm.replace("_", " "))
 
 
 def _short(job: str, length: int = 8) -> str:

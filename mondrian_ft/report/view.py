@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from statistics import fmean
 from typing import Any
 
 from ..data.critique import Critique
 from ..evaluation.metrics import Reading, dimension_key, read
 from . import measures, wording
 from .measures import across
+from .plots import Pair
 
 MANY = 60
 """Photographs above which the overview strip is left out: it would be a page of its own."""
+BESIDE = 3
+"""Arms that stand side by side on a card; of more, base and tuned do, and the rest is folded."""
+FAR = 2.0
+"""Points from the reference at which a score is set in bold."""
 
 
 def page(report: Mapping[str, Any], photos: Mapping[str, Any]) -> dict[str, Any]:
     """Everything above the settings. ``photos`` maps ``image_path`` to what the card shows."""
     advisor = wording.advisor_name(report)
+    evidence = report["evidence"]
+    arms = evidence["arms"]
     cards = [
         card(index, sample, advisor, photos.get(sample["image_path"]))
         for index, sample in enumerate(report["sample_results"], start=1)
@@ -29,30 +37,126 @@ def page(report: Mapping[str, Any], photos: Mapping[str, Any]) -> dict[str, Any]
         "verdict": verdict,
         "sentence": sentence,
         "lede": wording.lede(report),
-        "arms": [name for name in report["evidence"]["arms"] if name != "mean_score"],
+        "failed": wording.failed(evidence),
+        "others": wording.other_verdicts(evidence),
+        "arms": [name for name, arm in arms.items() if wording.speaks(arm)],
         "date": report["evaluation_date"][:10],
-        "errors": measures.error_chart(report["evidence"]["arms"]),
-        "dimensions": measures.dimension_chart(report["evidence"]["arms"]),
+        "errors": measures.error_chart(arms),
+        "dimensions": measures.dimension_chart(arms),
         "criteria": [
             {"met": mark["met"], "words": wording.criterion(mark)}
-            for mark in report["evidence"].get("criteria", [])
+            for mark in evidence.get("criteria", [])
         ],
-        "table": measures.arms_table(report["evidence"]["arms"]),
+        "table": measures.arms_table(arms, measures.MAIN),
+        "none_sign": wording.NONE,
+        "more": measures.arms_table(arms, measures.MORE),
+        "constraint": measures.constraint_table(evidence),
+        "pairs": pairs(report["sample_results"]),
         "cards": cards,
         "overview": overview(cards) if 1 < len(cards) <= MANY else None,
+        "sorts": sorts(cards),
         "limits": measures.limits(report, advisor),
     }
 
 
+def pairs(samples: Sequence[Mapping[str, Any]]) -> list[Pair]:
+    """Base's and tuned's score error of each photograph that both scored, rows of one as a mean.
+
+    As the verdict has them; a photograph's card is that of its first row.
+    """
+    found: dict[str, tuple[int, list[tuple[float, float]]]] = {}
+    for index, sample in enumerate(samples, start=1):
+        errors = [
+            sample.get(block, {}).get("score_error") for block in ("base_model", "fine_tuned_model")
+        ]
+        if None not in errors:
+            name = sample.get("image_sha256") or sample["image_path"]
+            found.setdefault(name, (index, []))[1].append((errors[0], errors[1]))
+    return [
+        Pair(index, fmean(base for base, _ in both), fmean(tuned for _, tuned in both))
+        for index, both in found.values()
+    ]
+
+
+SORTS = (
+    ("index", "the order of the file"),
+    ("tuned", "the tuned model’s error"),
+    ("change", "the change from base to tuned"),
+    ("spread", "disagreement of all voices"),
+)
+
+
+def sorts(cards: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The orders in which the cards can be put, (key, words); none where there is nothing to it."""
+    told = {key for c in cards for key, value in c["keys"].items() if value is not None}
+    return [(key, words) for key, words in SORTS if key in told] if len(cards) > 1 else []
+
+
 def card(index: int, sample: Mapping[str, Any], advisor: str, photo: Any) -> dict[str, Any]:
-    """One photograph: its picture, every score, and what each voice said."""
+    """One photograph: its picture, every score, and what each voice said.
+
+    ``beside`` is the part with the voices that stand side by side, ``folded`` that with the others
+    or None.
+    """
     reference = read(sample["reference"]["full_output"])
-    voices = [voice("reference", advisor, sample["reference"], reference, None)]
+    first = voice("reference", advisor, sample["reference"], reference, None)
+    arms: dict[str, dict[str, Any]] = {}
     for block, answer in sample.items():
         if isinstance(answer, Mapping) and "full_output" in answer and block != "reference":
             arm = wording.BLOCKS.get(block, block)
             reading = read(answer["full_output"])
-            voices.append(voice(arm, wording.label(arm), answer, reading, reference))
+            arms[arm] = voice(arm, wording.label(arm), answer, reading, reference)
+    shown = list(arms)
+    if len(arms) > BESIDE:
+        shown = [arm for arm in ("base", "tuned") if arm in arms] or shown[:2]
+    rest = [arms[arm] for arm in arms if arm not in shown]
+    judged = [arms[arm] for arm in ("base", "tuned") if arm in arms] or [arms[a] for a in shown]
+    return {
+        "index": index,
+        "image": sample["image"],
+        "photo": photo,
+        "alt": reference.critique.image_description
+        if reference.critique
+        else f"Photograph {sample['image']}",
+        "beside": part([first, *(arms[arm] for arm in shown)]),
+        "folded": part([first, *rest]) if rest else None,
+        "errors": [(v["css"], v["label"], v["error"]) for v in judged],
+        "keys": {"index": index, **disagreement(reference, arms)},
+    }
+
+
+def disagreement(
+    reference: Reading, arms: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None]:
+    """What a card can be sorted by, in points of 10; an answer without scores is as far as can be.
+
+    ``tuned`` is the tuned model's score error, ``change`` how far it is from the base's, ``spread``
+    the mean over dimensions of how far the voices, the reference among them, lie apart. None where
+    the arm was not asked, or the reference has no scores.
+    """
+    if not reference.scores:
+        return {"tuned": None, "change": None, "spread": None}
+    errors = {
+        arm: 10.0 if arms[arm]["error"] is None else float(arms[arm]["error"])
+        for arm in ("base", "tuned")
+        if arm in arms
+    }
+    given = [reference.scores, *(v["reading"].scores for v in arms.values())]
+    apart = [
+        max(values) - min(values)
+        for key in reference.scores
+        if len(values := [scores[key] for scores in given if key in scores]) > 1
+    ]
+    lost = not all(v["reading"].scores for v in arms.values())
+    return {
+        "tuned": errors.get("tuned"),
+        "change": abs(errors["base"] - errors["tuned"]) if len(errors) == 2 else None,
+        "spread": 10.0 if lost or not apart else fmean(apart),
+    }
+
+
+def part(voices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Voices side by side, the reference first: scores, comments and advice by dimension."""
     seen = dict.fromkeys(key for v in voices for key in v["reading"].scores)
     names = {key: name for v in reversed(voices) for key, name in v["reading"].names.items()}
     rows = [
@@ -61,17 +165,9 @@ def card(index: int, sample: Mapping[str, Any], advisor: str, photo: Any) -> dic
     ]
     overall = score_row("Overall", [v["reading"].overall for v in voices], voices)
     return {
-        "index": index,
-        "image": sample["image"],
-        "photo": photo,
-        "alt": reference.critique.image_description
-        if reference.critique
-        else f"Photograph {sample['image']}",
         "voices": voices,
-        "rows": rows,
-        "overall": overall,
+        "rows": [*rows, overall] if rows else [],
         "remarks": [remarks(key, names[key], voices) for key in seen],
-        "errors": [(v["css"], v["label"], v["error"]) for v in voices[1:]],
     }
 
 
@@ -151,10 +247,13 @@ def remarks(key: str, name: str, voices: list[dict[str, Any]]) -> dict[str, Any]
 def score_row(
     name: str, scores: list[float | None], voices: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Scores of one dimension: numbers, and bars from the reference's score to each arm's."""
+    """Scores of one dimension: numbers, and bars from the reference's score to the first two arms'.
+
+    More bars would lie on one another.
+    """
     reference = scores[0]
     bars = []
-    for value, v in zip(scores[1:], voices[1:], strict=True):
+    for value, v in zip(scores[1:3], voices[1:3], strict=True):
         if value is None:
             bars.append({"css": v["css"], "at": None})
             continue
@@ -177,6 +276,9 @@ def score_row(
                 "css": v["css"],
                 "text": wording.score(value),
                 "gap": wording.gap(value, reference) if v is not voices[0] else "",
+                "far": value is not None
+                and reference is not None
+                and abs(value - reference) >= FAR,
             }
             for value, v in zip(scores, voices, strict=True)
         ],
@@ -219,6 +321,7 @@ def overview(cards: list[dict[str, Any]]) -> dict[str, Any] | None:
         "frames": [
             {
                 "index": c["index"],
+                "keys": c["keys"],
                 "photo": c["photo"],
                 "title": f"{c['image']}: "
                 + ", ".join(

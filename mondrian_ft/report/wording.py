@@ -10,7 +10,19 @@ from ..evaluation.stats import SMALLEST_SAMPLE
 NONE = "–"
 GLUE = "\u00a0"
 """A space that never breaks a line."""
-LABELS = {"base": "Base", "tuned": "Tuned", "mean_score": "Constant guess"}
+LABELS = {
+    "base": "Base",
+    "tuned": "Tuned",
+    "mean_score": "Constant guess",
+    "prompt_example": "Prompt’s example",
+    "base_examples": "Few-shot base",
+}
+GUESSES = {
+    "mean_score": "the training answers’ mean scores",
+    "prompt_example": "the scores of the example in the prompt",
+}
+"""What the trivial arms say of every photograph."""
+CONSTRAINED = "_constrained"
 BLOCKS = {"base_model": "base", "fine_tuned_model": "tuned"}
 """The workbook's names in ``sample_results``; any other arm stands under its own name."""
 
@@ -26,7 +38,14 @@ CRITERIA = {
 
 def label(arm: str) -> str:
     """An arm's name with a capital: ``tuned_v3`` is ``Tuned v3``."""
+    if arm.endswith(CONSTRAINED):
+        return f"Constrained {label(arm.removesuffix(CONSTRAINED)).lower()}"
     return LABELS.get(arm) or arm.replace("_", " ").capitalize()
+
+
+def speaks(arm: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``evidence.arms`` is a model's; trivial arms give scores and no text."""
+    return "n_readable" in arm
 
 
 def possessive(name: str) -> str:
@@ -108,22 +127,37 @@ def advisor_name(report: Mapping[str, Any]) -> str:
 
 
 def headline(report: Mapping[str, Any]) -> tuple[str, str]:
-    """The verdict in a few words, and the sentence with its numbers and n.
+    """The verdict in a few words, and the sentence with its numbers: n, interval, effect size.
 
-    Says only what both arms' readable answers show; ``lede`` has the interval and the format.
+    Says only what both arms' readable answers show; ``lede`` has the format and the guesses.
     """
     evidence = report["evidence"]
     arms, advisor = evidence["arms"], advisor_name(report)
     base, tuned = arms.get("base"), arms.get("tuned")
     n = count(evidence["n_photographs"], "photograph")
     if not (base and tuned):
-        name, arm = next((name, arm) for name, arm in arms.items() if name != "mean_score")
-        return f"{label(name)}, measured alone.", (
-            f"On {n} its scores miss {possessive(advisor)} by {points(arm['score_mae'])} points "
-            "on average."
-            if arm["score_mae"] is not None
-            else f"None of its scores on {n} could be compared with {possessive(advisor)}."
-        )
+        spoken = {name: arm["score_mae"] for name, arm in arms.items() if speaks(arm)}
+        known = [
+            f"{label(name).lower()} by {points(error)}"
+            for name, error in spoken.items()
+            if error is not None
+        ]
+        only = next(iter(spoken))
+        short = f"{label(only)}, measured alone."
+        if len(spoken) > 1:
+            missing = [label(name).lower() for name in ("base", "tuned") if name not in arms]
+            short = f"No verdict without {listing(missing)}."
+        if not known:
+            said = f"None of its scores on {n} could be compared with {possessive(advisor)}."
+        elif len(spoken) == 1:
+            said = (
+                f"On {n} its scores miss {possessive(advisor)} by {points(spoken[only])} points "
+                "on average."
+            )
+        else:
+            named = possessive(advisor)
+            said = f"On {n}, the scores miss {named} on average: {listing(known)} points."
+        return short, said
     short = {
         "better": "Fine-tuning helped.",
         "no_worse": "Fine-tuning did no harm, and no proven good.",
@@ -135,9 +169,10 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
     if tuned["score_mae"] is not None and base["score_mae"] is not None:
         said = (
             f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "
-            f"{points(tuned['score_mae'])} points on average; the base model’s by "
-            f"{points(base['score_mae'])}."
+            f"{points(tuned['score_mae'])} points on average and the base model’s by "
+            f"{points(base['score_mae'])}"
         )
+        said += f": {told}." if (told := difference(evidence)) else "."
     elif not evidence["n_references_with_scores"]:
         said = f"The references of these {n} hold no scores to compare with."
     else:
@@ -146,6 +181,82 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         ]
         said = f"On {n}, the {' and the '.join(which)} model gave no scores that could be read."
     return short, said
+
+
+def difference(evidence: Mapping[str, Any]) -> str:
+    """``1.28 less (95 % interval …)``: the paired change of the score error; blank if unknown."""
+    change = (evidence.get("change") or {}).get("score") or {}
+    mean, ends = change.get("mean"), change.get("interval")
+    if mean is None:
+        return ""
+    said = f"{points(abs(mean))} {'more' if mean < 0 else 'less'}"
+    if change["n"] != evidence["n_photographs"]:
+        said += f", on the {change['n']} that both scored"
+    told = []
+    if ends and ends[0] != ends[1]:
+        span = f"95{GLUE}% interval "
+        if ends[0] * ends[1] < 0:
+            low, high = points(ends[0], signed=True), points(ends[1], signed=True)
+            told.append(f"{span}of the gain {low} to {high}, which includes none")
+        else:
+            low, high = sorted(abs(end) for end in ends)
+            told.append(f"{span}{points(low)} to {points(high)}")
+    size, effect = change.get("effect_size"), change.get("minimum_detectable_effect")
+    if size is not None:
+        told.append(f"effect size {f'{size:.1f}'.replace('-', '−')}")
+    if change.get("p_value") is not None:
+        # The verdict asks both tests, so the larger p is the one to read.
+        p = max(change["p_value"], change.get("studentized_p") or 0.0)
+        told.append(f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}")
+    if effect is not None:
+        told.append(f"minimum detectable effect {points(effect)}")
+    return f"{said} ({'; '.join(told)})" if told else said
+
+
+def detectable(evidence: Mapping[str, Any]) -> str:
+    """What difference of the score error would be found; blank where it cannot be told."""
+    found = (evidence.get("change") or {}).get("score") or {}
+    effect = found.get("minimum_detectable_effect")
+    if effect is None:
+        return ""
+    return (
+        f"With {count(found['n'], 'photograph')} and this much scatter, a true "
+        f"difference of {points(effect)} points in the score error is found in four evaluations "
+        "of five; a smaller one may well be missed."
+    )
+
+
+def other_verdicts(evidence: Mapping[str, Any]) -> list[str]:
+    """How the tuned model stands to other arms than the base, a sentence each."""
+    said = []
+    for arm, found in (evidence.get("against") or {}).items():
+        told = found["reason"]
+        said.append(f"Against {label(arm).lower()}: {told[:1].lower()}{told[1:]}")
+    return said
+
+
+def failed(evidence: Mapping[str, Any]) -> list[str]:
+    """The arms that could not answer, each with its reason, as sentences."""
+    return [
+        f"{label(arm)} could not be evaluated: {reason.rstrip('.')}."
+        for arm, reason in (evidence.get("arms_failed") or {}).items()
+    ]
+
+
+def constraint(evidence: Mapping[str, Any]) -> list[str]:
+    """What answering under the schema changed and cost, a sentence for each arm that did."""
+    said = []
+    for arm, found in (evidence.get("constraint") or {}).items():
+        change, ratio = found["score_error_change"], found["seconds_ratio"]
+        told = [f"{found['changed']} of {found['n']} answers differ"]
+        if change["mean"] is not None:
+            ends = " to ".join(points(end, signed=True) for end in change["interval"] or ())
+            moved = f"the score error changes by {points(change['mean'], signed=True)}"
+            told.append(f"{moved} ({ends})" if ends else moved)
+        if ratio is not None:
+            told.append(f"a token takes {percent(ratio)} of the time")
+        said.append(f"{label(arm.removesuffix(CONSTRAINED))}, held to the schema: {listing(told)}.")
+    return said
 
 
 def unsettled(change: Mapping[str, Any]) -> str:
@@ -171,21 +282,8 @@ def capping(evidence: Mapping[str, Any]) -> list[str]:
     return [d["sentence"] for d in evidence.get("detections", ()) if d["name"] in names]
 
 
-def detectable(evidence: Mapping[str, Any]) -> str:
-    """What difference of the score error would be found; blank where it cannot be told."""
-    found = (evidence.get("change") or {}).get("score") or {}
-    effect = found.get("minimum_detectable_effect")
-    if effect is None:
-        return ""
-    return (
-        f"With {count(found['n'], 'photograph')} and this much scatter, a true "
-        f"difference of {points(effect)} points in the score error is found in four evaluations "
-        "of five; a smaller one may well be missed."
-    )
-
-
 def lede(report: Mapping[str, Any]) -> list[str]:
-    """The sentences under the headline: how sure, the format, and the constant guess."""
+    """The sentences under the headline: what limits it, the guesses, and the format."""
     evidence = report["evidence"]
     arms, said = evidence["arms"], []
     change = evidence.get("change")
@@ -194,36 +292,24 @@ def lede(report: Mapping[str, Any]) -> list[str]:
         said += ["The numbers alone would say better, but it does not count as that:", *against]
     elif change and evidence["verdict"] == "inconclusive":
         said.append(unsettled(change))
-    if change and change["score"]["mean"] is not None and change["score"]["interval"]:
-        score_change = change["score"]
-        # The verdict asks both tests, so the larger p is the one to read.
-        p = max(score_change["p_value"], score_change.get("studentized_p") or 0.0)
-        chance = f"p{GLUE}<{GLUE}0.001" if p < 0.001 else f"p{GLUE}={GLUE}{p:.2g}"
-        better = "lower" if score_change["mean"] >= 0 else "higher"
-        low, high = sorted(abs(v) for v in score_change["interval"])
-        if score_change["interval"][0] * score_change["interval"][1] < 0:
-            span = "an interval that includes no change at all: " + interval(
-                score_change["interval"]
-            )
-        else:
-            span = f"95{GLUE}% interval {points(low)} to {points(high)}"
-        said.append(
-            f"Photograph by photograph the error is {points(abs(score_change['mean']))} points "
-            f"{better} ({span}; {chance})."
-        )
-    mean = arms.get("mean_score")
-    if mean and mean["score_mae"] is not None:
-        said.append(
-            "Giving every photograph the training answers’ mean scores would miss by "
-            f"{points(mean['score_mae'])}."
-        )
-    spoken = [(label(name).lower(), arm) for name, arm in arms.items() if "n_readable" in arm]
+    guesses = [
+        (words, points(arms[name]["score_mae"]))
+        for name, words in GUESSES.items()
+        if name in arms and arms[name]["score_mae"] is not None
+    ]
+    if guesses:
+        (first, miss), *others = guesses
+        rest = "".join(f", {words} by {miss}" for words, miss in others)
+        said.append(f"Giving every photograph {first} would miss by {miss}{rest}.")
+    # Of many arms the two that the verdict is about; the table has them all.
+    pair = {name: arms[name] for name in ("base", "tuned") if name in arms} or arms
+    spoken = [(label(name).lower(), arm) for name, arm in pair.items() if speaks(arm)]
     if any(0 < arm["n_scored"] < arm["n"] for _, arm in spoken):
         rest = [f"{arm['n_scored']} of {arm['n']} {name} answers" for name, arm in spoken[::-1]]
         said.append(f"Scores could be compared in {listing(rest)}.")
     formats = [
         f"{round(arm['format_strict'] * arm['n'])} of {arm['n']} {label(name).lower()} answers"
-        for name, arm in arms.items()
+        for name, arm in pair.items()
         if arm["format_strict"] is not None
     ]
     said.append(f"The exact format is kept by {listing(formats[::-1])}.")
@@ -235,14 +321,19 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def criterion(mark: Mapping[str, Any]) -> tuple[str, str, str]:
-    """A closing mark in words: what is asked, what was found, what it should be."""
+def criterion(mark: Mapping[str, Any], *, short: bool = False) -> tuple[str, str, str]:
+    """A closing mark in words: what is asked, what was found, what it should be.
+
+    ``short`` leaves out how the target came about.
+    """
     name, value, target = str(mark["name"]), mark["value"], mark["target"]
     asked = CRITERIA.get(name, name)
     if name.endswith("format"):
         return asked, percent(value), f"{percent(target)} or more"
     if name == "time":
-        return asked, seconds(value), f"at most {seconds(target)}, the base’s and 10{GLUE}%"
+        why = "" if short else f", the base’s and 10{GLUE}%"
+        return asked, seconds(value), f"at most {seconds(target)}{why}"
     if name == "shuffled_error":
-        return asked, points(value), f"{points(target)} or more, a quarter above its own"
+        why = "" if short else ", a quarter above its own"
+        return asked, points(value), f"{points(target)} or more{why}"
     return asked, points(value), f"below {points(target)}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mondrian_ft.errors import AdapterError, DataError
-from mondrian_ft.evaluation.evaluator import Evaluator
+from mondrian_ft.evaluation.evaluator import Evaluator, Voice
 from mondrian_ft.evaluation.outputs import Output
 from mondrian_ft.model import lora
 from mondrian_ft.model.features import FeatureStore
@@ -36,8 +36,8 @@ def test_the_base_arm_is_the_base_and_tuned_is_tuned(lab, base) -> None:
     assert again == found
 
 
-def test_with_a_constraint_each_arm_answers_twice(lab, base) -> None:
-    """Free as before, and under the schema; the shuffled control stays free."""
+def test_an_arm_answers_free_and_under_the_schema(lab, base) -> None:
+    """The free answers are the same as without it; the shuffled control stays free."""
     from mondrian_ft.data.critique import strict_format_error
     from mondrian_ft.evaluation.constrain import Constraint, Lengths
 
@@ -45,20 +45,82 @@ def test_with_a_constraint_each_arm_answers_twice(lab, base) -> None:
     examples = lab.examples(3)
     constraint = Constraint.critique(base, ("Light",), lengths=Lengths(9, 9, 9, 9, 9, 1))
     free = texts(evaluator(base, max_tokens=300).run(examples, ["base", "tuned"]))
-    found = evaluator(base, max_tokens=300, constraint=constraint).run(examples, ["base", "tuned"])
-    assert list(found) == [
-        "base",
-        "base_constrained",
-        "tuned",
-        "tuned_constrained",
-        "tuned_shuffled",
-    ]
+    one = evaluator(base, max_tokens=300, constraint=constraint)
+    wanted = ["base", "base_constrained", "tuned", "tuned_constrained"]
+    found = one.run(examples, wanted)
+    assert list(found) == [*wanted, "tuned_shuffled"]
     both = texts(found)
     for arm, answers in free.items():
         assert both[arm] == answers
     for arm in ("base_constrained", "tuned_constrained"):
         assert all(strict_format_error(text, ("Light",)) is None for text in both[arm])
     assert both["base_constrained"] != both["tuned_constrained"]
+    alone = texts(one.run(examples, ["tuned_constrained"]))
+    assert alone == {"tuned_constrained": both["tuned_constrained"]}
+    with pytest.raises(DataError, match="needs the schema"):
+        evaluator(base).run(examples, ["base_constrained"])
+
+
+def test_an_arm_that_cannot_answer_does_not_take_the_others_with_it(lab, base) -> None:
+    """An adapter of another base in production once ended the evaluation of a good one."""
+
+    def absent() -> Any:
+        raise AdapterError("v3 was made for another base")
+
+    lab.attach(base)
+    examples = lab.examples(2)
+    one = evaluator(base, voices={"production": Voice(absent, "abc")})
+    found = one.run(examples, ["production", "base", "tuned"])
+    assert list(found) == ["base", "tuned", "tuned_shuffled"]
+    assert one.failed == {"production": "v3 was made for another base"}
+    assert set(one.peak_memory) >= {"base", "tuned"}
+    assert all(peak > 0 for peak in one.peak_memory.values())
+    with pytest.raises(AdapterError, match="another base"):
+        one.run(examples, ["production"])
+
+
+def test_logits_that_are_not_finite_lose_one_arm(lab, base) -> None:
+    """Damaged adapter: its answers are left out with the reason, and the base is still judged."""
+    from mondrian_ft.model.backend import mx
+
+    lab.attach(base)
+    examples = lab.examples(2)
+    layer = next(iter(lora.lora_layers(base.model).values()))
+    layer["lora_b"] = mx.full(layer["lora_b"].shape, float("nan"))
+    one = evaluator(base)
+    found = one.run(examples, ["base", "tuned"])
+    assert list(found) == ["base"]
+    assert "not finite" in one.failed["tuned"]
+
+
+def test_another_adapter_is_heard_on_the_same_base(lab, base, tmp_path) -> None:
+    """In production is v1, tuned is another: each answers as it does alone, and v2 stays in."""
+    from mondrian_ft.model import adapter as adapters
+
+    examples = lab.examples(3)
+    spec = lab.attach(base)
+    saved = adapters.save(
+        tmp_path / "v1", base, spec, pixels={}, prompts=[], data_lock="", facts={}
+    )
+    first = texts(evaluator(base).run(examples, ["tuned"]))["tuned"]
+    for layer in lora.lora_layers(base.model).values():
+        layer["lora_b"] = -2 * layer["lora_b"]
+    second = texts(evaluator(base).run(examples, ["tuned"]))["tuned"]
+    assert first != second
+    production = Voice(lambda: adapters.applied(saved.folder, base), saved.hash)
+    one = evaluator(base, voices={"production": production})
+    found = texts(one.run(examples, ["production", "tuned"]))
+    assert (found["production"], found["tuned"]) == (first, second)
+
+
+def test_examples_in_the_prompt_must_leave_room(lab, base) -> None:
+    """A prompt longer than the model can hold is an arm that fails, not answers made of noise."""
+    from contextlib import nullcontext
+
+    shown = Voice(nullcontext, None, lambda prompt: prompt + " and light" * base.backbone.longest)
+    one = evaluator(base, voices={"base_examples": shown})
+    assert list(one.run(lab.examples(1), ["base_examples", "base"])) == ["base"]
+    assert "no room for an answer" in one.failed["base_examples"]
 
 
 def with_own_prompts(examples: list[Any]) -> list[Any]:

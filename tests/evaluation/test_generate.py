@@ -33,13 +33,15 @@ def answers(base: Any, some: list, **options: Any) -> list[tuple[str, int, bool]
     return [(one.text, one.tokens, one.finished) for one in generate(base, some, **options)]
 
 
-def tokens_of(base: Any, some: list, max_tokens: int, **options: Any) -> list[list[int]]:
+def tokens_of(
+    base: Any, some: list, max_tokens: int, *, block: int = 0, **options: Any
+) -> list[list[int]]:
     """Token ids of the answers to one batch."""
     from mondrian_ft.evaluation import generate as module
     from mondrian_ft.model.decode import Decoding, Steps
 
     prompts = module._read(base, some)
-    decoding = Decoding(Steps(base.backbone), prompts, capacity=max_tokens)
+    decoding = Decoding(Steps(base.backbone), prompts, capacity=max_tokens, block=block)
     return module._decode(base, decoding, max_tokens, None, **options)[0]
 
 
@@ -54,11 +56,14 @@ def test_batched_equals_one_by_one(lab, base) -> None:
     assert answers(base, some, batch_size=3) == alone
 
 
-def test_decoding_equals_the_whole_forward(lab, base) -> None:
+@pytest.mark.parametrize("block", [0, 3])
+def test_decoding_equals_the_whole_forward(lab, base, monkeypatch, block) -> None:
     """With the cache, and without it: each token is the most likely after all before it."""
+    from mondrian_ft.model import decode
     from mondrian_ft.model.backend import mx, number
     from mondrian_ft.model.qwen3_vl import assemble
 
+    monkeypatch.setattr(decode.Steps, "block", lambda self, rows: block)
     lab.attach(base)
     some = requests(lab, base, 2)
     for request in some:
@@ -108,26 +113,79 @@ def test_rows_that_ended_are_dropped_without_a_trace(lab, base, monkeypatch) -> 
         assert len(row) == 40 or row[-1] in ends
 
 
-def test_a_step_never_changes_its_shapes_on_a_gpu(lab, base, monkeypatch) -> None:
+LONG = "Judge this photograph at length, please."
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_blocks_of_new_columns_change_nothing(lab, base, block) -> None:
+    """Prompts of unequal lengths, many borders and none, rows dropped in the midst of a block."""
+    lab.attach(base)
+    some = requests(lab, base, 6, ("Judge it.", LONG, "?"))
+    whole = tokens_of(base, some, 30)
+    assert len({len(one.tokens) for one in some}) >= 5
+    assert tokens_of(base, some, 30, block=block) == whole
+    assert [tokens_of(base, [one], 30, block=block)[0] for one in some[:2]] == whole[:2]
+
+
+def test_rows_are_dropped_in_the_midst_of_a_block(lab, base, monkeypatch) -> None:
+    """The old columns and the block keep the same rows."""
+    some = requests(lab, base, 6, ("Judge it.", LONG, "?"))
+    raw = tokens_of(base, some, 30)
+    ends = frozenset({row[4] for row in raw[:2]} | {row[11] for row in raw[2:4]})
+    monkeypatch.setitem(base.encoder.__dict__, "end_tokens", ends)
+    whole = tokens_of(base, some, 30, compact=False)
+    assert len({len(row) for row in whole}) > 1
+    for block in (4, 8):
+        assert tokens_of(base, some, 30, block=block, compact=True) == whole
+
+
+def test_blocks_serve_a_constraint_and_leave_the_prompts_alone(lab, base, monkeypatch) -> None:
+    """A step that only gives logits goes the same way, and no decoding sees another's tokens."""
+    from mondrian_ft.evaluation.constrain import Constraint
+    from mondrian_ft.evaluation.generate import generate_each
+    from mondrian_ft.model import decode
+
+    some = requests(lab, base, 3, ("Judge it.", LONG, "?"))
+    constraint = Constraint.critique(base, ("Light",))
+
+    def texts() -> list[list[str]]:
+        found = generate_each(
+            base, some, [None, constraint, None], max_tokens=40, batch_size=3, temperature=0.7
+        )
+        return [[one.text for one in outputs] for outputs in found]
+
+    whole = texts()
+    assert whole[0] == whole[2] != whole[1]
+    monkeypatch.setattr(decode.Steps, "block", lambda self, rows: 6)
+    assert texts() == whole
+
+
+@pytest.mark.parametrize("many", [2, 4])
+def test_a_step_never_changes_its_shapes_on_a_gpu(lab, base, monkeypatch, many) -> None:
     """One trace for a batch: else a GPU compiles anew, which costs more than the whole answer."""
+    from mlx.utils import tree_flatten
+
     from mondrian_ft.model import decode
 
     some = requests(lab, base, 3)
     expected = answers(base, some, max_tokens=80)
     monkeypatch.setattr(decode, "ON_CPU", False)
+    monkeypatch.setattr(decode, "MANY_ROWS", many)
+    monkeypatch.setattr(decode, "NEW_COLUMNS", 16)
     seen: list[Any] = []
     plain = decode.Steps._token_step
 
     def watched(self: Any, *arrays: Any) -> Any:
-        flat = [one for array in arrays for one in (array if isinstance(array, list) else [array])]
-        seen.append([(tuple(one.shape), one.dtype) for one in flat])
+        flat: Any = tree_flatten(arrays)
+        seen.append([(name, tuple(one.shape), one.dtype) for name, one in flat])
         return plain(self, *arrays)
 
     monkeypatch.setattr(decode.Steps, "_token_step", watched)
     assert answers(base, some, max_tokens=80) == expected
     assert len(seen) == 79
     assert all(one == seen[0] for one in seen)
-    assert seen[0][-1][0][2] == 256
+    columns = [shape[2] for _, shape, _ in seen[0] if len(shape) == 4]
+    assert columns == ([256] * 4 if many == 4 else [256] * 4 + [16] * 4)
 
 
 def test_one_prefill_serves_several_decodings(lab, base, monkeypatch) -> None:

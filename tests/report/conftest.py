@@ -39,6 +39,34 @@ def critique(score: float, words: str = "A lake under hills.") -> str:
     )
 
 
+MODELS = ("production", "base_constrained", "tuned_constrained", "base_examples")
+"""Arms beside base and tuned, as they may be asked for."""
+
+
+def widen(report: dict[str, Any]) -> dict[str, Any]:
+    """Adds to a report of `MODELS` what an evaluation of many arms has besides; returns it."""
+    evidence = report["evidence"]
+    arms = evidence["arms"]
+    guess = {key: value for key, value in arms["mean_score"].items() if key != "n_train"}
+    arms["prompt_example"] = guess | {"score_mae": 1.93, "score_mae_interval": [1.6, 2.3]}
+    arms["tuned"]["peak_memory_gb"] = 9.42
+    evidence["arms_failed"] = {"production_constrained": "its adapter is of <another> base."}
+    change = {"mean": 0.04, "interval": [-0.03, 0.12], "n": 8}
+    evidence["constraint"] = {
+        arm: {"n": 8, "changed": 3, "score_error_change": change, "seconds_ratio": 1.07}
+        for arm in ("base", "tuned")
+    }
+    evidence["against"] = {
+        "production": {
+            "verdict": "better",
+            "reason": "Better: the score error fell by 0.61 points.",
+            "change": evidence["change"],
+            "capped_by": [],
+        }
+    }
+    return report
+
+
 @dataclass
 class Finished:
     """What a finished run hands to the report."""
@@ -47,6 +75,20 @@ class Finished:
     log: Path
     facts: dict[str, Any]
     folder: Path
+
+
+@pytest.fixture
+def many(finish: Callable[..., Finished]) -> Finished:
+    """An evaluation of six models and two guesses, with an arm that failed.
+
+    Base cannot be read on the first photograph; production misses most on the third.
+    """
+    base = ["Sorry, I cannot.", *(critique(8) for _ in range(7))]
+    others = {arm: [critique(5 + i % 3) for i in range(8)] for arm in MODELS}
+    others["production"][2] = critique(10)
+    finished = finish(base=base, tuned_shuffled=[critique(7)] * 8, **others)
+    widen(finished.report)
+    return finished
 
 
 @pytest.fixture

@@ -56,10 +56,12 @@ def test_what_could_be_found_is_said(finish) -> None:
 
 
 def test_the_table_has_spread_ranks_and_speed(finish) -> None:
-    """The measures beside the score error have their rows."""
-    rows = {
-        row["name"].strip()
-        for row in measures.arms_table(finish().report["evidence"]["arms"])["rows"]
-    }
-    assert {"by pairs", "Spread of scores", "Different advice", "Tokens per second"} <= rows
-    assert "first token" not in rows
+    """The measures beside the score error have their columns; what nobody measured has none."""
+    arms = finish().report["evidence"]["arms"]
+    main, more = (
+        measures.arms_table(arms, columns)["heads"] for columns in (measures.MAIN, measures.MORE)
+    )
+    assert {"Score error", "Correlation", "Seconds", "Tokens/s"} <= set(main)
+    assert {"Kendall", "Spread", "Different advice"} <= set(more)
+    assert "Memory, GB" not in main
+    assert "First token" not in more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -57,3 +58,40 @@ def test_nothing_to_draw() -> None:
     assert plots.loss_curves([], width=100, height=100) is None
     zero = [{"kind": "step", "step": s, "loss": 0.0} for s in (1, 2)]
     assert plots.loss_curves(zero, width=300, height=200) is not None
+
+
+PAIRS = [plots.Pair(1, 2.0, 2.5), plots.Pair(2, 3.0, 0.5), plots.Pair(3, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize(("width", "n"), [(1040, 3), (343, 3), (343, 400)])
+def test_paired_errors_are_drawn_inside_in_order_and_described(width: int, n: int) -> None:
+    """From most gained to most lost, each with its numbers, none outside, none touching."""
+    pairs = PAIRS + [plots.Pair(k, 2.0, 1.0) for k in range(4, n + 1)]
+    drawn = plots.paired(pairs, width=width, height=230)
+    assert drawn is not None
+    root = ET.fromstring(drawn)
+    links = [link.attrib["href"] for link in root.iter("a")]
+    assert (links[0], links[-1]) == ("#p2", "#p1")
+    assert len(links) == n
+    titles = [title.text for title in root.iter("title")]
+    assert titles[0] == "Photograph 2: 3.00 by base, 0.50 by tuned"
+    for circle in root.iter("circle"):
+        assert 30 <= float(circle.attrib["cx"]) <= width
+        assert 10 <= float(circle.attrib["cy"]) <= 230
+    told = [t for t in root.iter("text") if t.attrib["y"] == "205.0"]
+    ends = [float(text.attrib["x"]) for text in told]
+    assert len(ends) > 1
+    assert all(b - a >= 7 * len(str(n)) for a, b in itertools.pairwise(ends))
+    said = root.attrib["aria-label"]
+    assert f"on {n} photographs: lower by tuned on {n - 2}, higher on 1, the same on 1." in said
+    assert "Largest fall from 3.00 to 0.50, photograph 2." in said
+    assert "Largest rise from 2.00 to 2.50, photograph 1." in said
+
+
+def test_what_cannot_be_paired() -> None:
+    """One photograph is no plot; errors of zero everywhere still are one."""
+    assert plots.paired(PAIRS[:1], width=300, height=200) is None
+    same = [plots.Pair(k, 0.0, 0.0) for k in (1, 2)]
+    drawn = plots.paired(same, width=300, height=200)
+    assert drawn is not None
+    assert "Largest" not in drawn

@@ -51,6 +51,25 @@ def test_reports_keep_it(finish, case: dict[str, Any]) -> None:
     assert faults(finish(**case).report) == []
 
 
+def test_many_arms_keep_it(many) -> None:
+    """Failed arms, the constraint's effect, other verdicts and the example's scores as well."""
+    assert faults(many.report) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("arms_failed", {"production": ""}),
+        ("constraint", {"base": {"n": 8}}),
+        ("against", {"production": {"verdict": "great", "reason": "", "change": {}}}),
+    ],
+)
+def test_what_many_arms_add_is_held_to_it(many, key: str, value: Any) -> None:
+    """A reason that says nothing, half an effect, a verdict of another word."""
+    many.report["evidence"][key] = value
+    assert faults(many.report)
+
+
 def test_one_arm_alone_keeps_it(tmp_path: Path) -> None:
     """Without a tuned arm there is neither change nor detection."""
     report = comparison.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_closing_screen(finish) -> None:
         commands=[("again", command)],
     )
     assert text.splitlines()[1] == "Fine-tuning helped."
-    for told in ("base", "tuned", "constant", "exact format", "score error", "met:", command):
+    for told in ("base", "tuned", "constant guess", "overall", "interval", "met:", command):
         assert told in text
     assert f"'{adapter}'" in text
     assert "report   r.html" in text
@@ -112,7 +113,30 @@ def test_base_alone(finish) -> None:
     report = finish().report
     del report["evidence"]["arms"]["tuned"]
     report["evidence"]["criteria"] = []
-    assert "target" not in printed(screen.show_closing, report)
+    text = printed(screen.show_closing, report)
+    assert "Base, measured alone." in text
+    assert "met:" not in text
+
+
+def test_many_arms_fit_eighty_columns(many) -> None:
+    """Each arm has its line with interval, trivial ones too; the failed one has its reason."""
+    text = printed(screen.show_closing, many.report, encoding="ascii")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    started = {line.split("  ")[0]: line for line in lines if line}
+    for arm in many.report["evidence"]["arms"]:
+        name = "constant guess" if arm == "mean_score" else arm.replace("_", " ")
+        assert re.search(r"\d\.\d\d to \d\.\d\d", started[name])
+    told = " ".join(text.split())
+    for words in (
+        "Constrained production could not be evaluated: its adapter is of <another> base.",
+        "Against production: better: the score error fell by 0.61 points.",
+        "Tuned, held to the schema: 3 of 8 answers differ",
+        "effect size",
+        "minimum detectable effect",
+    ):
+        assert words in told
+    assert "?" not in text
 
 
 def test_near_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

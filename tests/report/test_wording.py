@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mondrian_ft.report import view, wording
 
 from .conftest import critique
@@ -56,3 +58,55 @@ def test_why_nothing_is_settled(finish) -> None:
     change["score"]["state"] = "better"
     change["format"] |= {"state": "inconclusive", "mean": -0.05}
     assert "5 points less often" in wording.unsettled(change)
+
+
+def test_the_verdict_is_a_sentence_with_its_evidence(finish) -> None:
+    """Both errors, the difference with interval, effect size, p, and what could be found."""
+    report = finish(12, tuned=[critique(3 + (i * 5) % 7) for i in range(12)]).report
+    change = report["evidence"]["change"]["score"]
+    _, said = wording.headline(report)
+    for told in (
+        f"{abs(change['mean']):.2f} {'less' if change['mean'] >= 0 else 'more'} (",
+        "interval",
+        f"effect size {change['effect_size']:.1f}".replace("-", "−"),
+        f"minimum detectable effect {change['minimum_detectable_effect']:.2f}",
+    ):
+        assert told in said
+    assert said.endswith(").")
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "told"),
+    [
+        (1.2, [0.5, 1.9], "1.20 less (95\u00a0% interval 0.50 to 1.90)"),
+        (-1.2, [-1.9, -0.5], "1.20 more (95\u00a0% interval 0.50 to 1.90)"),
+        (0.2, [-0.1, 0.5], "interval of the gain −0.10 to +0.50, which includes none)"),
+        (0.0, [0.0, 0.0], "0.00 less"),
+        (None, None, ""),
+    ],
+)
+def test_differences_in_words(mean, interval, told: str) -> None:
+    """A gain, a loss, neither, and nothing that could be compared."""
+    change = {"n": 9, "mean": mean, "interval": interval}
+    evidence = {"n_photographs": 9, "change": {"score": change}}
+    said = wording.difference(evidence)
+    assert said.endswith(told)
+    assert bool(said) == bool(told)
+    if said:
+        assert ", on the 9 that both scored" in wording.difference(evidence | {"n_photographs": 10})
+
+
+def test_arms_have_names() -> None:
+    """Known arms have words, others keep their name."""
+    names = ("base_examples", "production_constrained", "prompt_example", "tuned_v3")
+    told = ["Few-shot base", "Constrained production", "Prompt’s example", "Tuned v3"]
+    assert [wording.label(name) for name in names] == told
+
+
+def test_no_verdict_without_both(finish) -> None:
+    """Where base or tuned failed the others are told, and what is missing."""
+    report = finish(production=[critique(5)] * 8).report
+    del report["evidence"]["arms"]["base"], report["evidence"]["change"]
+    short, said = wording.headline(report)
+    assert short == "No verdict without base."
+    assert "tuned by 0.40 and production by" in said
