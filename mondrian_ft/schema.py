@@ -438,7 +438,7 @@ class EvalConfig:
                 "eval.judge_url is set but eval.judge_model is not; set it to the name that the "
                 "endpoint has for the model."
             )
-        if set(self.arms) != set(Arm):
+        if not {Arm.base, Arm.tuned} <= set(self.arms):
             raise ConfigError(
                 "eval.judge_url is set but eval.arms has not both base and tuned, which the judge "
                 "compares; set eval.arms=[base,tuned]."

@@ -251,7 +251,7 @@ class Judge:
         """Another program's words for a sentence: short, on one line, without the key."""
         if self._key:
             text = text.replace(self._key, "…")
-        return " ".join(text.split())[:200].rstrip(".")
+        return _line(text)[:200].rstrip(".")
 
 
 def data_url(path: Path) -> str:
@@ -300,7 +300,12 @@ def read(answer: str) -> tuple[str | None, str]:
     if not isinstance(value, dict) or value.get("preferred") not in ("A", "B", "equal"):
         return None, ""
     reason = value.get("reason")
-    return value["preferred"], " ".join(reason.split())[:REASON] if isinstance(reason, str) else ""
+    return value["preferred"], _line(reason)[:REASON] if isinstance(reason, str) else ""
+
+
+def _line(text: str) -> str:
+    """Another machine's words on one line, without what a terminal or a file might trip over."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:

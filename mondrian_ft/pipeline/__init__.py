@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import auditing, evaluation, rows, training, versioning
+    from . import auditing, evaluation, judging, rows, training, versioning
 
+    judging.check(config)
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
@@ -130,8 +131,9 @@ def train(task: tasks.Train, config: Config, run: Run) -> float | None:
 def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     """Base against tuned. Returns the tuned score error, or None without an adapter."""
     from ..model import adapter as adapters
-    from . import evaluation, rows, training, versioning
+    from . import evaluation, judging, rows, training, versioning
 
+    judging.check(config)
     folder = versioning.find_adapter(task.adapter, config) if task.adapter else None
     if folder is not None and not folder.is_dir():
         adapters.read(folder)  # a wrong path is told before the data are linked

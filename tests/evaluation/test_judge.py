@@ -25,8 +25,9 @@ from .critiques import answer
 
 
 @pytest.fixture
-def served() -> Iterator[Endpoint]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     """A judge without a bias that prefers the tuned answers of `make_pairs`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with endpoint(closer("fine")) as found:
         yield found
 
@@ -175,6 +176,15 @@ def test_what_is_not_the_json_that_was_asked_for_is_not_guessed(
 ) -> None:
     """Thinking and a fence may stand around it, and nothing else."""
     assert judge.read(answer)[0] == preferred
+
+
+def test_reasons_are_harmless() -> None:
+    """One short line: no escape sequence for a terminal, no half of a letter that no file takes."""
+    reason = r"A sees\nthe \u001b[31mlake \ud800" + "." * 1000
+    _, told = judge.read('{"preferred": "A", "reason": "' + reason + '"}')
+    assert told.startswith("A sees the [31mlake ...")
+    assert len(told) == judge.REASON
+    assert told.encode("utf-8")
 
 
 def test_answers_that_cannot_be_read_are_counted(served: Endpoint, photograph: Path) -> None:
