@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import auditing, evaluation, repeats, rows, training, versioning
+    from . import auditing, evaluation, judging, repeats, rows, training, versioning
 
+    judging.check(config)
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
@@ -150,12 +151,13 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
         ConfigError: ``eval.folds`` or ``eval.seeds``, which need trainings of their own.
     """
     from ..model import adapter as adapters
-    from . import evaluation, repeats, rows, training, versioning
+    from . import evaluation, judging, repeats, rows, training, versioning
 
     if repeats.wanted(config):
         raise ConfigError(
             "eval.folds and eval.seeds train adapters of their own; use them without task=evaluate"
         )
+    judging.check(config)
     folder = versioning.find_adapter(task.adapter, config) if task.adapter else None
     if folder is not None and not folder.is_dir():
         adapters.read(folder)  # a wrong path is told before the data are linked

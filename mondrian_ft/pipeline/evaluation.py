@@ -24,6 +24,7 @@ from ..model.features import FeatureStore
 from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
+from . import judging
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -104,7 +105,7 @@ def evaluate(
     report = build(config, parts, base, asked, adapter)
     if labels is not None:
         report["evidence"]["labels"] = labels
-    return write(config, run, report, adapter)
+    return write(config, run, judging.judged(config, run, report), adapter)
 
 
 def ask(

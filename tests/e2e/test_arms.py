@@ -1,4 +1,4 @@
-"""Arms, folds and reports as they are typed: everyone asked answers, or is named with the reason."""
+"""Arms, folds and reports as they are typed: who is asked answers, or is named with a reason."""
 
 from __future__ import annotations
 
