@@ -22,7 +22,7 @@ from ..model.base import Base
 from ..model.features import FeatureStore
 from ..report import wording
 from ..run import Run
-from . import evaluation, training
+from . import evaluation, judging, training
 from .evaluation import Asked, Evaluated
 from .rows import Parts
 
@@ -115,6 +115,7 @@ def evaluate(
     report["evidence"]["repeats"] = facts
     if labels is not None:
         report["evidence"]["labels"] = labels
+    report = judging.judged(config, run, report)
     return evaluation.write(config, run, report, None), fmean(losses) if losses else None
 
 
