@@ -173,7 +173,6 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
             f"{points(base['score_mae'])}"
         )
         said += f": {told}." if (told := difference(evidence)) else "."
-        said += format_change(evidence)
     elif not evidence["n_references_with_scores"]:
         said = f"The references of these {n} hold no scores to compare with."
     else:
