@@ -158,7 +158,7 @@ def test_a_long_count_is_a_bar_in_a_terminal_and_nothing_in_a_file(terminal: boo
 
 
 def test_a_format_that_keeps_the_verdict_down_is_named() -> None:
-    """Scores 1.8 points nearer and "Not enough to tell" once stood side by side without a reason."""
+    """Scores 1.8 points nearer and "Not enough to tell" once stood together without a reason."""
     from mondrian_ft.report import wording
 
     form = {"mean": -0.03, "margin": 0.02, "state": "inconclusive"}
