@@ -122,6 +122,8 @@ def test_walls_to_the_outside(path: Path) -> None:
         assert "mlx_vlm" not in tops
     if path.relative_to(ROOT) != Path("evaluation/judge.py"):
         assert "openai" not in tops
+    if path.relative_to(ROOT) != Path("evaluation/judge.py"):
+        assert "openai" not in tops
     if mine in ("errors", "files", "registry"):
         assert not tops & {"numpy", "PIL", "pydantic", "rich"}
 
@@ -146,6 +148,47 @@ def test_heavy_libraries_wait(path: Path) -> None:
     heavy = {"mlx", "mlx_vlm", "mlx_lm", "transformers", "matplotlib", "scipy", "wandb", "pandas"}
     at_once = {name.split(".")[0] for name, inside in imports(path) if not inside}
     assert not at_once & heavy
+
+
+def test_an_optional_library_waits() -> None:
+    """Without the extra ``judge`` everything else works, so only asking may import it."""
+    found = list(imports(ROOT / "evaluation" / "judge.py"))
+    assert {inside for name, inside in found if name.split(".")[0] == "openai"} == {True}
+
+
+def reads() -> set[tuple[str, str]]:
+    """(owner, key) of every ``owner.key`` in the package, the schemas' own files left out."""
+    found = set()
+    for path in modules():
+        if room(path) in ("config", "help", "explain"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                if isinstance(owner, ast.Attribute):
+                    found.add((owner.attr, node.attr))
+                elif isinstance(owner, ast.Name):
+                    found.add((owner.id, node.attr))
+    return found
+
+
+def test_no_dead_keys() -> None:
+    """A key exists only if some line reads it, as ``config.lora.rank`` or ``lora.rank``."""
+    found = reads()
+    dead = [
+        f"{group}.{item.name}"
+        for group, schema in GROUPS.items()
+        for item in dataclasses.fields(schema)
+        if (group, item.name) not in found
+    ]
+    dead += [
+        f"task.{item.name} ({name})"
+        for name, task in TASKS.items()
+        for item in dataclasses.fields(task)
+        if ("task", item.name) not in found
+    ]
+    assert not dead
+    assert ("config", "experiment_name") in found
 
 
 def test_an_optional_library_waits() -> None:
