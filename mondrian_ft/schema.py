@@ -380,6 +380,11 @@ class EvalConfig:
     """Answer with every arm a second time under the schema, as ``<arm>_constrained``."""
     examples: int = 2
     """Training critiques that ``base_examples`` is shown in its prompt, 1 or more."""
+    folds: int | None = None
+    """Train this many adapters, each judged on the photographs it was not trained on, 2 or more;
+    null trains one."""
+    seeds: int = 1
+    """Train with this many seeds, from ``trainer.seed`` on, and judge them together, 1 or more."""
     margin_score: float = 0.25
     """Points of 0-10 by which the score error may rise and still be no worse, 0 or more."""
     margin_format: float = 0.02
@@ -396,7 +401,8 @@ class EvalConfig:
     """Seconds to wait for each of the judge's answers, above 0."""
 
     def __post_init__(self) -> None:
-        _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples")
+        _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples", "seeds")
+        _check_count("eval", self, "folds", least=2)
         value = self.temperature
         _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
         value = self.margin_score
@@ -494,6 +500,14 @@ class Config:
             self.experiment_name or "empty",
             "a plain folder name of letters, digits, '_', '.' and '-'",
         )
+        if (folds := self.eval.folds) is not None:
+            if self.data.fold is not None:
+                raise ConfigError(
+                    f"eval.folds={folds} judges every fold and data.fold={self.data.fold} one; "
+                    "leave out one of them."
+                )
+            rule = f"null or eval.folds, {folds}"
+            _check(self.data.folds in (None, folds), "data.folds", self.data.folds, rule)
 
 
 _PARTS = ("train", "val", "test")

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+
+from .critique import Critique
 
 PLACEHOLDER = "<0-10>"
 KNOWN_VECTOR = (8.0, 7.0, 9.0, 6.0, 7.0, 8.0, 7.0)
@@ -60,6 +63,36 @@ def filled_example(prompt: str) -> Example | None:
     if not any(values) and not whole:
         return None
     return Example(names, values, whole)
+
+
+def repeats_example(critique: Critique, example: Example | None) -> bool:
+    """Whether a critique's scores are an example's: in order, or by name where both have names."""
+    return example_share(critique, example) == 1
+
+
+def example_share(critique: Critique, example: Example | None) -> float:
+    """The share (0-1) of a critique's scores that an example has; 0 with nothing to compare.
+
+    Compared in order where there are as many, by name where five or more are the same, and with
+    the service's own example in any case: labels made with it outlive the prompt that held it.
+    """
+    scores = tuple(dimension.score for dimension in critique.dimensions)
+    ways = []
+    if 5 <= len(scores) <= len(KNOWN_VECTOR):
+        ways.append([*zip(scores, KNOWN_VECTOR, strict=False)])
+    if example is not None and len(example.scores) >= 3:
+        if len(scores) == len(example.scores):
+            ways.append([*zip(scores, example.scores, strict=True)])
+        given = dict(zip(map(_plain, example.names), example.scores, strict=False))
+        own = {_plain(name): score for name, score in critique.scores().items()}
+        common = given.keys() & own.keys()
+        if len(common) >= 5:
+            ways.append([(own[name], given[name]) for name in common])
+    return max((fmean(mine == theirs for mine, theirs in way) for way in ways), default=0.0)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def strip_example(prompt: str) -> str:

@@ -58,6 +58,7 @@ def arm_evidence(
     """
     photographs = [photograph(row) for row in rows]
     n, strict = len(outputs), sum(r.strict for r in readings)
+    distinct = len(set(photographs))
     errors = [
         metrics.score_error(r.scores, ref.scores)
         for r, ref in zip(readings, references, strict=True)
@@ -89,7 +90,10 @@ def arm_evidence(
         "n_readable": sum(r.readable for r in readings),
         "n_scored": sum(error is not None for error in errors),
         "format_strict": strict / n,
-        "format_strict_interval": listed(stats.share_interval(strict, n)),
+        # Answers about one photograph are not independent: they count as one.
+        "format_strict_interval": listed(
+            stats.share_interval(round(strict * distinct / n), distinct)
+        ),
         "readable": sum(r.readable for r in readings) / n,
         "score_mae": mean_of(per_photograph.values()),
         "score_mae_interval": listed(stats.mean_interval(list(per_photograph.values()))),

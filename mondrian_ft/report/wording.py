@@ -186,6 +186,23 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
     return short, said
 
 
+def format_change(evidence: Mapping[str, Any]) -> str:
+    """A sentence where the format, and not the scores, is what keeps the verdict down."""
+    change = evidence.get("change") or {}
+    form, score = change.get("format") or {}, change.get("score") or {}
+    mean = form.get("mean")
+    if not mean or mean > 0 or form.get("state") not in ("inconclusive", "worse"):
+        return ""
+    if score.get("state") not in ("better", "no_worse"):
+        return ""
+    lost = f"{100 * -mean:.1f}".removesuffix(".0")
+    allowed = f"{100 * form['margin']:.1f}".removesuffix(".0")
+    return (
+        f" But the share of answers in the exact format fell by {lost} points, and no more than "
+        f"{allowed} may be lost (eval.margin_format)."
+    )
+
+
 def difference(evidence: Mapping[str, Any]) -> str:
     """``1.28 less (95 % interval …)``: the paired change of the score error; blank if unknown."""
     change = (evidence.get("change") or {}).get("score") or {}

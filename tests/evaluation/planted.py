@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mondrian_ft.data.dataset import Row
+from mondrian_ft.data.example import KNOWN_OVERALL, KNOWN_VECTOR
 from mondrian_ft.evaluation.detectors import Detection, detect
 from mondrian_ft.evaluation.metrics import Reading, read
 from mondrian_ft.sample import critics
@@ -101,14 +102,28 @@ def reciting_with_scores(exam: Exam) -> Answers:
     return Answers([mixed(t) for t in answers.own], [mixed(t) for t in answers.shuffled])
 
 
-def constant(exam: Exam) -> Answers:
-    """True descriptions and comments, and the scores of the prompt's example for everyone."""
+def collapsed(exam: Exam) -> Answers:
+    """Gives every photograph one critique, which is none of the training ones."""
+    said = exam.say(critics.GENERIC, [Scene.draw(exam.rng)]) * len(exam.rows)
+    return Answers(said, said)
 
+
+def echoing(exam: Exam) -> Answers:
+    """True descriptions, and the scores of the prompt's filled example, the service's own."""
+    return _levelled(exam, KNOWN_VECTOR, KNOWN_OVERALL)
+
+
+def constant(exam: Exam) -> Answers:
+    """True descriptions and comments, and one middling set of scores for everyone."""
+    return _levelled(exam, (6, 5, 6, 6, 6, 5, 5), 5.6)
+
+
+def _levelled(exam: Exam, scores: Sequence[float], overall: float) -> Answers:
     def level(text: str) -> str:
         said = json.loads(text)
-        for dimension, score in zip(said["dimensions"], (6, 5, 6, 6, 6, 5, 5), strict=True):
+        for dimension, score in zip(said["dimensions"], scores, strict=True):
             dimension["score"] = score
-        return json.dumps(said | {"overall_score": 5.6})
+        return json.dumps(said | {"overall_score": overall})
 
     answers = good(exam)
     return Answers([level(t) for t in answers.own], [level(t) for t in answers.shuffled])
@@ -123,10 +138,15 @@ def blind(exam: Exam) -> Answers:
 def german(exam: Exam) -> Answers:
     """Ansel's scores, in another language."""
 
+    def sentence() -> str:
+        things = exam.rng.permutation(["Licht", "Bild", "Motiv", "Ufer", "Haus", "Feld"])
+        looks = exam.rng.permutation(["hart", "ruhig", "klar", "weich", "leer", "hell", "tief"])
+        return f"Das {things[0]} ist {looks[0]} und das {things[1]} wird nicht {looks[1]}."
+
     def translate(text: str) -> str:
-        said = json.loads(text) | {"image_description": GERMAN, "technical_notes": GERMAN}
+        said = json.loads(text) | {"image_description": sentence(), "technical_notes": sentence()}
         for dimension in said["dimensions"]:
-            dimension |= {"comment": GERMAN, "recommendation": f"{GERMAN}{dimension['name']}"}
+            dimension |= {"comment": sentence(), "recommendation": sentence()}
         return json.dumps(said)
 
     answers = good(exam)
@@ -226,12 +246,17 @@ def shuffled_scores(exam: Exam) -> Answers:
 
 # plant: (the detectors that must fire, those that may fire beside them since they are right, too)
 PLANTS: Mapping[Callable[[Exam], Answers], tuple[set[str], set[str]]] = {
-    reciting: ({"recites", "ignores_picture"}, {"not_better_than_mean"}),
-    reciting_with_scores: ({"recites"}, set()),
+    reciting: ({"recites", "ignores_picture"}, {"not_better_than_mean", "one_critique"}),
+    reciting_with_scores: ({"recites", "one_critique"}, set()),
+    collapsed: ({"one_critique", "constant_scores", "ignores_picture"}, {"not_better_than_mean"}),
+    echoing: (
+        {"template_echo", "constant_scores", "ignores_picture"},
+        {"not_better_than_mean"},
+    ),
     constant: ({"constant_scores", "ignores_picture"}, {"not_better_than_mean"}),
     blind: ({"ignores_picture"}, {"not_better_than_mean"}),
     german: ({"other_language"}, set()),
-    chinese: ({"other_language"}, set()),
+    chinese: ({"other_language", "one_critique"}, set()),
     looping: ({"loops"}, set()),
     looping_inside: ({"loops"}, set()),
     thoughtful: ({"thinking"}, set()),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from mondrian_ft.data.rows import Row
 from mondrian_ft.evaluation import detectors, evidence, metrics
 
 from . import planted
@@ -54,7 +56,7 @@ def test_a_good_adapter_is_better(compare) -> None:
     evidence = planted.report(compare, exam, planted.good(exam))["evidence"]
     assert evidence["verdict"] == "better"
     assert evidence["capped_by"] == []
-    assert len(evidence["detections"]) == 9
+    assert len(evidence["detections"]) == 11
 
 
 def test_the_cap_is_what_lowers_it(compare) -> None:
@@ -111,6 +113,88 @@ def test_what_the_base_does_is_no_recital() -> None:
     copies = [exam.train[0].response] * len(exam.rows)
     assert detectors.recites(exam.rows, copies, exam.train).fired
     assert not detectors.recites(exam.rows, copies, exam.train, base=copies).fired
+
+
+def test_one_critique_for_all_is_none_of_the_references() -> None:
+    """A collapse is seen without a training critique to compare with, and needs three answers.
+
+    Rows that share a photograph may share an answer, and so may what the references share.
+    """
+    exam = Exam.draw(2)
+    said = planted.collapsed(exam).own
+    assert not detectors.recites(exam.rows, said, exam.train).fired
+    found = detectors.one_critique(exam.rows, said)
+    assert (found.fired, found.value) == (True, 1.0)
+    assert found.rows == tuple(row.job_id for row in exam.rows)
+    assert not detectors.one_critique(exam.rows[:2], said[:2]).fired
+    shared = [replace(row, image_sha256="a" * 64) for row in exam.rows]
+    assert not detectors.one_critique(shared, said).fired
+    alike = [replace(row, response=said[0]) for row in exam.rows]
+    assert not detectors.one_critique(alike, said).fired
+
+
+@pytest.mark.parametrize("shape", ["json", "html"])
+def test_the_words_of_the_prompts_example_are_an_echo(shape: str) -> None:
+    """Right scores under the comments of the prompt's example are no critique of a photograph.
+
+    The prompt's other words do not count, nor an echo that the references have as well.
+    """
+    exam = Exam.draw(2)
+    example = json.loads(exam.train[0].response)
+    shown = {
+        "json": json.dumps(example, indent=1),
+        "html": "".join(
+            f"<h3>{d['name']} (8/10)</h3><p>{d['comment']}</p><p>{d['recommendation']}</p>"
+            for d in example["dimensions"]
+        ),
+    }[shape]
+    rows = [replace(row, prompt=f"Judge it. Answer like this:\n{shown}") for row in exam.rows]
+
+    def echo(text: str) -> str:
+        said = json.loads(text)
+        for mine, theirs in zip(said["dimensions"], example["dimensions"], strict=True):
+            mine |= {key: theirs[key] for key in ("comment", "recommendation")}
+        return json.dumps(said)
+
+    answers = planted.good(exam).own
+    echoes = [echo(text) for text in answers]
+
+    def fired(rows: list[Row], texts: list[str]) -> bool:
+        return detectors.template_echo(rows, texts, planted.readings(texts)).fired
+
+    assert fired(rows, echoes)
+    assert not fired(rows, answers)
+    assert not fired(exam.rows, echoes)
+    assert not fired([replace(row, response=echo(row.response)) for row in rows], echoes)
+
+
+def test_the_scores_of_the_prompts_example_are_an_echo() -> None:
+    """In any order of the dimensions, where answers have them clearly oftener than references."""
+    exam = Exam.draw(2)
+    names = [d["name"] for d in json.loads(exam.rows[0].response)["dimensions"]]
+    scores = dict(zip(names, (3, 9, 4, 4, 8, 2, 6), strict=True))
+    shown = [{"name": name, "score": score} for name, score in scores.items()]
+
+    def echo(text: str) -> str:
+        said = json.loads(text)
+        for dimension in said["dimensions"]:
+            dimension["score"] = scores[dimension["name"]]
+        return json.dumps(said | {"dimensions": said["dimensions"][::-1]})
+
+    rows = [replace(row, prompt=json.dumps(shown)) for row in exam.rows]
+    answers = planted.good(exam).own
+    echoes = [echo(text) for text in answers]
+    some = [*echoes[:3], *answers[3:]]
+    taught = [replace(row, response=echo(row.response)) for row in rows[:9]] + rows[9:]
+    for held, texts, expected in (
+        (rows, echoes, True),
+        (rows, answers, False),
+        (rows, some, False),
+        (taught, echoes, True),
+        (taught, [*echoes[:9], *answers[9:]], False),
+    ):
+        found = detectors.template_echo(held, texts, planted.readings(texts))
+        assert found.fired == expected, found
 
 
 def test_few_photographs_fire_nothing_by_chance() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..critique import DIMENSIONS
-from ..example import KNOWN_VECTOR, Example, filled_example
+from ..example import Example, filled_example, repeats_example
 from .entries import Entry
 from .findings import Finding, finding, some
 
@@ -25,7 +25,7 @@ def template_scores(entries: Sequence[Entry]) -> list[Finding]:
     for entry in entries:
         if entry.prompt not in examples:
             examples[entry.prompt] = filled_example(entry.prompt)
-        if copies(entry, examples[entry.prompt]):
+        if entry.critique and repeats_example(entry.critique, examples[entry.prompt]):
             found.append(entry)
     return finding(
         "template_scores",
@@ -36,21 +36,6 @@ def template_scores(entries: Sequence[Entry]) -> list[Finding]:
         action="correct them",
         spoils=True,
     )
-
-
-def copies(entry: Entry, example: Example | None) -> bool:
-    """Whether a row's scores are an example's: in order, or by name where both have names."""
-    scores = entry.scores
-    if len(scores) >= 5 and scores == KNOWN_VECTOR[: len(scores)]:
-        return True
-    if example is None or len(example.scores) < 3:
-        return False
-    if scores == example.scores:
-        return True
-    given = dict(zip(map(_plain, example.names), example.scores, strict=False))
-    own = {_plain(name): score for name, score in _by_name(entry).items()}
-    common = given.keys() & own.keys()
-    return len(common) >= 5 and all(given[name] == own[name] for name in common)
 
 
 def repeated_scores(entries: Sequence[Entry]) -> list[Finding]:
@@ -166,10 +151,6 @@ def dimension_facts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 def _by_name(entry: Entry) -> dict[str, float]:
     return entry.critique.scores() if entry.critique else {}
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _grouped(entries: Sequence[Entry], key: Any) -> list[list[Entry]]:
