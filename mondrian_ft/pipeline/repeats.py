@@ -21,13 +21,13 @@ from ..model import lora
 from ..model.base import Base
 from ..model.features import FeatureStore
 from ..report import wording
-from ..run import Run
 from . import evaluation, judging, training
 from .evaluation import Asked, Evaluated
 from .rows import Parts
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..run import Run
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,9 @@ def evaluate(
             trainer=replace(config.trainer, seed=repeat.seed),
             eval=replace(config.eval, max_tokens=limit),
         )
-        folder = run.folder / "repeats" / repeat.name
-        with Run.open(own, folder, group=run.group or run.name) as part:
+        with run.within(own, f"repeats/{repeat.name}") as part:
             adapter, loss = training.train(
-                own, part, base, features, repeat.parts, folder / "adapter"
+                own, part, base, features, repeat.parts, part.folder / "adapter"
             )
             try:
                 answers = evaluation.ask(own, part, base, features, repeat.parts, adapter)
