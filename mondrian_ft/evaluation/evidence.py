@@ -351,7 +351,7 @@ def verdict(
     told += "".join(f" {d.sentence}" for d in against[1:])
     return {
         "verdict": state,
-        "reason": reason(state, score, form) + told,
+        "reason": reason(state, score, form, any(ref.scores for ref in references)) + told,
         "change": {"score": score.as_dict(), "format": form.as_dict()},
         "capped_by": [detection.name for detection in against],
     }
@@ -389,9 +389,11 @@ def per_dimension_change(
     return found
 
 
-def reason(state: str, score: stats.Change, form: stats.Change) -> str:
-    """The verdict as one plain sentence with its numbers."""
-    if score.mean is None:
+def reason(state: str, score: stats.Change, form: stats.Change, scored: bool = True) -> str:
+    """The verdict as one plain sentence; ``scored`` says whether any reference has scores."""
+    if not scored:
+        scores = "the references hold no scores to compare with"
+    elif score.mean is None:
         scores = "no photograph was scored by both models"
     else:
         direction = "fell" if score.mean >= 0 else "rose"

@@ -174,7 +174,10 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         )
         said += f": {told}." if (told := difference(evidence)) else "."
     elif not evidence["n_references_with_scores"]:
-        said = f"The references of these {n} hold no scores to compare with."
+        said = (
+            f"The references on {n} hold no scores, so only the format of the answers can be "
+            "compared."
+        )
     else:
         which = [
             word for word, arm in (("tuned", tuned), ("base", base)) if arm["score_mae"] is None
@@ -276,9 +279,14 @@ def constraint(evidence: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def unsettled(change: Mapping[str, Any]) -> str:
-    """Why a comparison is inconclusive, from ``evidence.change``."""
+def unsettled(change: Mapping[str, Any], *, scored: bool = True) -> str:
+    """Why a comparison is inconclusive, from ``evidence.change``.
+
+    ``scored`` says whether any reference has scores.
+    """
     score_change, form = change["score"], change["format"]
+    if not scored:
+        return "The format alone can show that a model got worse, but not that it judges better."
     if score_change["n"] < SMALLEST_SAMPLE:
         both = count(score_change["n"], "photograph")
         return (
@@ -308,7 +316,7 @@ def lede(report: Mapping[str, Any]) -> list[str]:
     if against:
         said += ["The numbers alone would say better, but it does not count as that:", *against]
     elif change and evidence["verdict"] == "inconclusive":
-        said.append(unsettled(change))
+        said.append(unsettled(change, scored=bool(evidence["n_references_with_scores"])))
     guesses = [
         (words, points(arms[name]["score_mae"]))
         for name, words in GUESSES.items()
