@@ -500,6 +500,11 @@ class Config:
             self.experiment_name or "empty",
             "a plain folder name of letters, digits, '_', '.' and '-'",
         )
+        if self.eval.judge_url is not None and self.eval.seeds > 1:
+            raise ConfigError(
+                f"eval.seeds={self.eval.seeds} answers every row as often, which is more than "
+                "eval.judge_url can be asked about; leave out one of them."
+            )
         if (folds := self.eval.folds) is not None:
             if self.data.fold is not None:
                 raise ConfigError(

@@ -133,6 +133,10 @@ def test_folds_and_seeds_judge_every_row(world: World) -> None:
         (("eval.folds=3", "data.folds=3", "data.fold=1"), "eval.folds=3 judges every fold"),
         (("eval.folds=1",), "eval.folds"),
         (("eval.seeds=0",), "eval.seeds"),
+        (
+            ("eval.seeds=2", "eval.judge_url=http://localhost:1/v1", "eval.judge_model=m"),
+            "leave out one of them",
+        ),
         (("task=evaluate", "eval.seeds=2"), "train adapters of their own"),
     ],
 )

@@ -26,6 +26,8 @@ from .conftest import (
 )
 from .test_interrupt import _heed_ctrl_c
 
+pytestmark = pytest.mark.full  # three minutes of processes that are killed and started again
+
 ANSWERS = Path("outputs/cache/answers")
 
 
