@@ -46,6 +46,10 @@ class DivergedError(TrainingError):
     """The loss or the gradient is no longer finite."""
 
 
+class JudgeError(MondrianError):
+    """A judge of the answers that cannot be asked; the evaluation goes on without it."""
+
+
 class Interrupted(TrainingError):
     """Training stopped by Ctrl-C or SIGTERM, after its checkpoint was written (exit code 130)."""
 

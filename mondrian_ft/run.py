@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -121,6 +121,10 @@ class Run:
                 raise
             else:
                 run._close("done")
+
+    def within(self, config: Config, name: str) -> AbstractContextManager[Run]:
+        """A run of its own below this one's folder, in its group; see :meth:`open`."""
+        return type(self).open(config, self.folder / name, group=self.group or self.name)
 
     @property
     def resolved(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from .data.droppable import DROPPABLE
 from .errors import ConfigError, nearest
@@ -100,6 +101,18 @@ def _check(holds: bool, key: str, value: object, rule: str) -> None:
     if not holds:
         shown = "null" if value is None else value
         raise ConfigError(f"{key} is {shown}, but it must be {rule}.")
+
+
+def _is_endpoint(url: str) -> bool:
+    """Whether a text is an address of HTTP with nothing in it that could be a secret."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+    bare = not any(mark in url for mark in "@?#")
+    return whole and bare and re.fullmatch(r"[!-~]+", url) is not None
 
 
 def _check_count(group: str, owner: object, *names: str, least: int = 1) -> None:
@@ -367,15 +380,29 @@ class EvalConfig:
     """Answer with every arm a second time under the schema, as ``<arm>_constrained``."""
     examples: int = 2
     """Training critiques that ``base_examples`` is shown in its prompt, 1 or more."""
+    folds: int | None = None
+    """Train this many adapters, each judged on the photographs it was not trained on, 2 or more;
+    null trains one."""
+    seeds: int = 1
+    """Train with this many seeds, from ``trainer.seed`` on, and judge them together, 1 or more."""
     margin_score: float = 0.25
     """Points of 0-10 by which the score error may rise and still be no worse, 0 or more."""
     margin_format: float = 0.02
     """Share of answers by which exact format may fall and still be no worse, 0 to 1."""
     report: str | None = _path()
     """Path of comparison_report.json; null puts it into the run folder as ``evaluation/``."""
+    judge_url: str | None = _aside(None)
+    """OpenAI-compatible endpoint of a model that compares the answers; null asks none."""
+    judge_model: str | None = None
+    """The judge's name at that endpoint."""
+    judge_key_env: str = _aside("OPENAI_API_KEY")
+    """Environment variable with the endpoint's key; one that is not set sends none."""
+    judge_timeout: float = _aside(60.0)
+    """Seconds to wait for each of the judge's answers, above 0."""
 
     def __post_init__(self) -> None:
-        _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples")
+        _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples", "seeds")
+        _check_count("eval", self, "folds", least=2)
         value = self.temperature
         _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
         value = self.margin_score
@@ -389,6 +416,39 @@ class EvalConfig:
             arms,
             "a list of different arms, one at least",
         )
+        self._check_judge()
+
+    def _check_judge(self) -> None:
+        value = self.judge_timeout
+        _check(value > 0 and math.isfinite(value), "eval.judge_timeout", value, "above 0")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.judge_key_env):
+            # It may be the key, which must not be shown.
+            raise ConfigError(
+                "eval.judge_key_env must be the name of an environment variable, such as "
+                "OPENAI_API_KEY, and never the key itself."
+            )
+        if self.judge_url is None:
+            if self.judge_model is not None:
+                raise ConfigError(
+                    f"eval.judge_model is {self.judge_model} but eval.judge_url is null, so nobody "
+                    "is asked; set eval.judge_url to the endpoint, such as http://localhost:8000/v1."
+                )
+            return
+        if not _is_endpoint(self.judge_url):
+            raise ConfigError(
+                "eval.judge_url must be a plain http or https address, such as "
+                "http://localhost:8000/v1, without a user, a query or a key in it."
+            )
+        if not self.judge_model:
+            raise ConfigError(
+                "eval.judge_url is set but eval.judge_model is not; set it to the name that the "
+                "endpoint has for the model."
+            )
+        if not {Arm.base, Arm.tuned} <= set(self.arms):
+            raise ConfigError(
+                "eval.judge_url is set but eval.arms has not both base and tuned, which the judge "
+                "compares; set eval.arms=[base,tuned]."
+            )
 
 
 @dataclass
@@ -440,6 +500,19 @@ class Config:
             self.experiment_name or "empty",
             "a plain folder name of letters, digits, '_', '.' and '-'",
         )
+        if self.eval.judge_url is not None and self.eval.seeds > 1:
+            raise ConfigError(
+                f"eval.seeds={self.eval.seeds} answers every row as often, which is more than "
+                "eval.judge_url can be asked about; leave out one of them."
+            )
+        if (folds := self.eval.folds) is not None:
+            if self.data.fold is not None:
+                raise ConfigError(
+                    f"eval.folds={folds} judges every fold and data.fold={self.data.fold} one; "
+                    "leave out one of them."
+                )
+            rule = f"null or eval.folds, {folds}"
+            _check(self.data.folds in (None, folds), "data.folds", self.data.folds, rule)
 
 
 _PARTS = ("train", "val", "test")

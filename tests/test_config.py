@@ -21,6 +21,7 @@ from mondrian_ft.errors import ConfigError
 from mondrian_ft.keys import keys, suggest_key
 from mondrian_ft.schema import (
     GROUPS,
+    Arm,
     Config,
     DataConfig,
     EvalConfig,
@@ -182,7 +183,8 @@ def test_the_promised_keys_are_there() -> None:
         optimizer: learning_rate weight_decay warmup_steps schedule max_grad_norm
         trainer: epochs max_steps batch_size accumulate save_every eval_every patience
                  grad_checkpoint seed resume
-        eval: max_examples max_tokens temperature batch_size arms report
+        eval: max_examples max_tokens temperature batch_size arms report judge_url judge_model
+              judge_key_env judge_timeout
         tracking: mode project entity group tags
         registry: root name
         task: output_dir adapter format
@@ -282,6 +284,20 @@ def test_the_workbooks_flags_lead_to_our_keys(key: str) -> None:
         (EvalConfig, {"batch_size": 0}, r"eval\.batch_size"),
         (EvalConfig, {"temperature": -1.0}, r"eval\.temperature"),
         (EvalConfig, {"arms": []}, r"eval\.arms"),
+        (EvalConfig, {"judge_url": "http://h/v1"}, r"eval\.judge_model is not"),
+        (EvalConfig, {"judge_model": "m"}, r"eval\.judge_model is m but eval\.judge_url is null"),
+        (EvalConfig, {"judge_url": "h:80/v1", "judge_model": "m"}, "plain http or https address"),
+        (EvalConfig, {"judge_url": "https://", "judge_model": "m"}, "plain http or https address"),
+        (EvalConfig, {"judge_url": "http://h:x/", "judge_model": "m"}, "plain http or https"),
+        (EvalConfig, {"judge_url": "http://[h/", "judge_model": "m"}, "plain http or https"),
+        (EvalConfig, {"judge_url": "http://h/ v", "judge_model": "m"}, "plain http or https"),
+        (
+            EvalConfig,
+            {"judge_url": "http://h/v1", "judge_model": "m", "arms": [Arm.tuned]},
+            r"eval\.arms has not both base and tuned",
+        ),
+        (EvalConfig, {"judge_timeout": 0.0}, r"eval\.judge_timeout is 0\.0, .* above 0"),
+        (EvalConfig, {"judge_timeout": float("inf")}, r"eval\.judge_timeout is inf"),
         (Config, {"experiment_name": "../x"}, r"experiment_name is \.\./x"),
         (Config, {"experiment_name": ""}, "experiment_name is empty"),
     ],
@@ -290,6 +306,30 @@ def test_values_out_of_range(schema: type, values: dict[str, Any], sentence: str
     """The message names the key, its value and the rule; a notebook gets the same one."""
     with pytest.raises(ConfigError, match=sentence):
         schema(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"judge_url": "https://anna:sk-secret@h/v1", "judge_model": "m"},
+        {"judge_url": "https://h/v1?key=sk-secret", "judge_model": "m"},
+        {"judge_url": "https://h/v1#sk-secret", "judge_model": "m"},
+        {"judge_key_env": "sk-secret"},
+    ],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_shown(values: dict[str, Any]) -> None:
+    """The config goes into run.json, the page and W&B, so no key may be in it."""
+    with pytest.raises(ConfigError) as caught:
+        EvalConfig(**values)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_judge_is_taken_from_the_command_line() -> None:
+    """Off unless an address is given; a local server and a distant one both are addresses."""
+    assert composed().eval.judge_url is None
+    for url in ("http://localhost:8000/v1", "http://[::1]:11434/v1", "https://api.openai.com/v1"):
+        config = composed(f"eval.judge_url='{url}'", "eval.judge_model=gpt-x")
+        assert (config.eval.judge_url, config.eval.judge_model) == (url, "gpt-x")
 
 
 # --- paths

@@ -174,7 +174,7 @@ MISTAKES = {
     "trainer.grad_checkpoint=maybe": "it must be true or false.",
     "lora.target_modules=q_proj": "it must be a list, written [a,b].",
     "optimizer.schedule=cosin": "cosine, linear or constant; did you mean cosine?",
-    "eval.arms=[base,tunde]": "a list of base and tuned; did you mean tuned?",
+    "eval.arms=[base,tunde]": "and base_examples_constrained; did you mean tuned?",
     "tracking.mode=on": "it must be auto, online, offline or disabled",
     "lora.rank=[1": "cannot read lora.rank=[1",
     "~lora.rank": "lora.rank cannot be removed",

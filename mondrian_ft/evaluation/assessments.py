@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -336,19 +336,13 @@ def summarise(pairs: Sequence[Pair], found: Assessments) -> dict[str, Any]:
     reference in sight), ``stale`` (judgements of other answers than these, not counted) and
     ``agreement``, see `agreement`.
     """
-    by_job = {pair.job_id: pair for pair in pairs}
-    votes: dict[str, list[str]] = defaultdict(list)
-    counted: list[Judgement] = []
-    for (job, _), judgement in found.latest.items():
-        pair = by_job.get(job)
-        if pair is not None and fits(judgement, pair):
-            counted.append(judgement)
-            votes[pair.photograph].append(judgement.preferred)
-    outcomes = Counter(_majority(said) for said in votes.values())
+    counted = [judgement for _, judgement in _counted(pairs, found)]
+    preferred = preferences(pairs, found)
+    outcomes = Counter(preferred.values())
     tuned, base = outcomes["tuned"], outcomes["base"]
     share, interval, p_value = sign_test(tuned, base)
     return {
-        "n": len(votes),
+        "n": len(preferred),
         "photographs": len({pair.photograph for pair in pairs}),
         "tuned": tuned,
         "base": base,
@@ -364,7 +358,25 @@ def summarise(pairs: Sequence[Pair], found: Assessments) -> dict[str, Any]:
     }
 
 
-def _majority(said: Sequence[str]) -> str:
+def preferences(pairs: Sequence[Pair], found: Assessments) -> dict[str, str]:
+    """``tuned``, ``base`` or ``equal`` by photograph, of those that were judged."""
+    votes: dict[str, list[str]] = defaultdict(list)
+    for pair, judgement in _counted(pairs, found):
+        votes[pair.photograph].append(judgement.preferred)
+    return {photograph: majority(said) for photograph, said in votes.items()}
+
+
+def _counted(pairs: Sequence[Pair], found: Assessments) -> Iterator[tuple[Pair, Judgement]]:
+    """The judgements of these answers, each with its pair."""
+    by_job = {pair.job_id: pair for pair in pairs}
+    for (job, _), judgement in found.latest.items():
+        pair = by_job.get(job)
+        if pair is not None and fits(judgement, pair):
+            yield pair, judgement
+
+
+def majority(said: Sequence[str]) -> str:
+    """The arm that is preferred more often, else ``equal``."""
     lead = said.count("tuned") - said.count("base")
     return "tuned" if lead > 0 else "base" if lead < 0 else "equal"
 
@@ -385,9 +397,7 @@ def agreement(judgements: Iterable[Judgement]) -> dict[str, Any] | None:
     """How far reviewers agree; None unless two of them judged one row.
 
     ``pairs`` of judgements of one row by two reviewers, the ``share`` (0-1) of them that say the
-    same, and with exactly two reviewers ``kappa``: the agreement beyond what their own frequencies
-    would give by chance (Cohen 1960, Educational and Psychological Measurement 20), 1 at most; None
-    where chance alone would make them agree always.
+    same, and with exactly two reviewers ``kappa``, see `kappa`.
     """
     by_job: dict[str, dict[str, str]] = defaultdict(dict)
     for judgement in judgements:
@@ -399,13 +409,22 @@ def agreement(judgements: Iterable[Judgement]) -> dict[str, Any] | None:
     ]
     if not both:
         return None
+    share, beyond = kappa(both)
+    two = len({reviewer for said in by_job.values() for reviewer in said}) == 2
+    return {"pairs": len(both), "share": share, "kappa": beyond if two else None}
+
+
+def kappa(both: Sequence[tuple[str, str]]) -> tuple[float, float | None]:
+    """The share (0-1) of pairs that say the same twice, and Cohen's kappa.
+
+    Kappa is the agreement beyond what the frequencies of the two would give by chance (Cohen 1960,
+    Educational and Psychological Measurement 20), 1 at most; None where chance alone would make
+    them agree always.
+    """
     share = sum(first == second for first, second in both) / len(both)
-    kappa = None
-    if len({reviewer for said in by_job.values() for reviewer in said}) == 2:
-        left, right = (Counter(column) for column in zip(*both, strict=True))
-        chance = sum(left[what] * right[what] for what in left) / len(both) ** 2
-        kappa = (share - chance) / (1 - chance) if chance < 1 else None
-    return {"pairs": len(both), "share": share, "kappa": kappa}
+    left, right = (Counter(column) for column in zip(*both, strict=True))
+    by_chance = sum(left[what] * right[what] for what in left) / len(both) ** 2
+    return share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else None
 
 
 def sentence(people: Mapping[str, Any]) -> str:
@@ -421,8 +440,12 @@ def sentence(people: Mapping[str, Any]) -> str:
     p = people["p_value"]
     if p is None:
         return f"{said}; without a preference there is nothing to test."
-    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-    return f"{said}; exact sign test {chance}."
+    return f"{said}; exact sign test {chance(p)}."
+
+
+def chance(p: float) -> str:
+    """A p-value in words: ``p = 0.031``, ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def notes(people: Mapping[str, Any]) -> list[str]:

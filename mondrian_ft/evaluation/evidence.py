@@ -58,6 +58,7 @@ def arm_evidence(
     """
     photographs = [photograph(row) for row in rows]
     n, strict = len(outputs), sum(r.strict for r in readings)
+    distinct = len(set(photographs))
     errors = [
         metrics.score_error(r.scores, ref.scores)
         for r, ref in zip(readings, references, strict=True)
@@ -89,7 +90,10 @@ def arm_evidence(
         "n_readable": sum(r.readable for r in readings),
         "n_scored": sum(error is not None for error in errors),
         "format_strict": strict / n,
-        "format_strict_interval": listed(stats.share_interval(strict, n)),
+        # Answers about one photograph are not independent: they count as one.
+        "format_strict_interval": listed(
+            stats.share_interval(round(strict * distinct / n), distinct)
+        ),
         "readable": sum(r.readable for r in readings) / n,
         "score_mae": mean_of(per_photograph.values()),
         "score_mae_interval": listed(stats.mean_interval(list(per_photograph.values()))),
@@ -347,7 +351,7 @@ def verdict(
     told += "".join(f" {d.sentence}" for d in against[1:])
     return {
         "verdict": state,
-        "reason": reason(state, score, form) + told,
+        "reason": reason(state, score, form, any(ref.scores for ref in references)) + told,
         "change": {"score": score.as_dict(), "format": form.as_dict()},
         "capped_by": [detection.name for detection in against],
     }
@@ -385,9 +389,11 @@ def per_dimension_change(
     return found
 
 
-def reason(state: str, score: stats.Change, form: stats.Change) -> str:
-    """The verdict as one plain sentence with its numbers."""
-    if score.mean is None:
+def reason(state: str, score: stats.Change, form: stats.Change, scored: bool = True) -> str:
+    """The verdict as one plain sentence; ``scored`` says whether any reference has scores."""
+    if not scored:
+        scores = "the references hold no scores to compare with"
+    elif score.mean is None:
         scores = "no photograph was scored by both models"
     else:
         direction = "fell" if score.mean >= 0 else "rose"

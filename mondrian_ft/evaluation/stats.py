@@ -279,8 +279,8 @@ def judge(
     above ``-margin``. ``inconclusive``: anything else, and any sample of fewer than six
     photographs. Where every gain is exactly zero the answer is ``no_worse`` at any size.
 
-    With ``observed``, for yes-or-no gains (-1 to 1), the mean itself need only be above
-    ``-margin``, since no affordable number of photographs could bound the interval to a few
+    With ``observed``, for yes-or-no gains (-1 to 1), the mean itself need only be
+    ``-margin`` or more, since no affordable number of photographs could bound the interval to a few
     points; and the studentised bootstrap is not asked, since McNemar's test, which sign-flipping
     such gains is, needs no assumption about their distribution.
 
@@ -308,7 +308,8 @@ def judge(
     elif interval[1] < 0 and clear:
         state = "worse"
     else:
-        bound = mean if observed else interval[0]
+        # A loss of just the margin is within it, whatever the last bit of a mean says.
+        bound = mean + 1e-12 if observed else interval[0]
         state = "no_worse" if bound > -margin else "inconclusive"
     return Change(
         n,

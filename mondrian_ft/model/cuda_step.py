@@ -6,8 +6,8 @@ cache that a compiled function updates is copied whole. Here a layer is two norm
 with an adapter nine:
 
 - :func:`product`: x Wᵀ for few rows x. A block takes 16 rows of W, its warps share the inner
-  dimension, and W is read once. What follows a product is done where
-  it is at hand: the residual, SwiGLU, an adapter's second matrix.
+  dimension, and W is read once. What follows a product is done where it is at hand: the residual,
+  SwiGLU, an adapter's second matrix.
 - :func:`attention`: norm, rotation, scores, softmax and values of a row and key head in one block,
   over the columns that are filled and no others.
 

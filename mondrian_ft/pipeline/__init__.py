@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AdapterError, Interrupted
+from ..errors import AdapterError, ConfigError, Interrupted
 from ..files import atomic_write_text
 from ..report import screen
-from .words import command, resume_command
+from .words import command, resume_command, without
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -24,12 +24,29 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import auditing, evaluation, rows, training, versioning
+    from . import auditing, evaluation, judging, repeats, rows, training, versioning
 
+    judging.check(config)
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run)
+    if repeats.wanted(config):
+        done, loss = repeats.evaluate(config, run, base, features, parts, labels=labels)
+        screen.show_closing(
+            run.console,
+            done.report,
+            page=run.folder / "report.html",
+            labels=labels,
+            commands=[
+                (
+                    f"this judged the recipe over {repeats.told(config)}; train the adapter itself",
+                    without("eval.folds", "eval.seeds", "data.folds"),
+                )
+            ],
+        )
+        done.check()
+        return loss
     adapter, loss = training.train(config, run, base, features, parts, folder)
     if parts.judged:
         try:
@@ -128,10 +145,19 @@ def train(task: tasks.Train, config: Config, run: Run) -> float | None:
 
 
 def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
-    """Base against tuned. Returns the tuned score error, or None without an adapter."""
-    from ..model import adapter as adapters
-    from . import evaluation, rows, training, versioning
+    """Base against tuned. Returns the tuned score error, or None without an adapter.
 
+    Raises:
+        ConfigError: ``eval.folds`` or ``eval.seeds``, which need trainings of their own.
+    """
+    from ..model import adapter as adapters
+    from . import evaluation, judging, repeats, rows, training, versioning
+
+    if repeats.wanted(config):
+        raise ConfigError(
+            "eval.folds and eval.seeds train adapters of their own; use them without task=evaluate"
+        )
+    judging.check(config)
     folder = versioning.find_adapter(task.adapter, config) if task.adapter else None
     if folder is not None and not folder.is_dir():
         adapters.read(folder)  # a wrong path is told before the data are linked

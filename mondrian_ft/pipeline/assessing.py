@@ -11,7 +11,7 @@ from ..evaluation import assessments
 from ..evaluation.assessments import ASSESSMENTS_NAME, Pair
 from ..files import atomic_write_json, is_read_only
 from ..report import html, screen, wording
-from . import versioning
+from . import judging, versioning
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -123,7 +123,8 @@ def tell(run: Run, path: Path, folder: Path, pairs: Sequence[Pair]) -> dict[str,
     try:
         # Evaluating again may have put another report there meanwhile.
         report = assessments.read_report(path)
-        people = assessments.summarise(assessments.pairs_of(report, path), found)
+        pairs = assessments.pairs_of(report, path)
+        people = assessments.summarise(pairs, found)
     except MondrianError as error:
         run.warn(f"the report is as it was. {error}")
         return assessments.summarise(pairs, found)
@@ -132,15 +133,18 @@ def tell(run: Run, path: Path, folder: Path, pairs: Sequence[Pair]) -> dict[str,
     if nothing and not (isinstance(before, Mapping) and "people" in before):
         return None
     shown = None if nothing else people
+    judged = judging.with_agreement(
+        before.get("judge") if isinstance(before, Mapping) else None, pairs, found
+    )
     for target in _reports(report, path, folder):
         try:
             content = assessments.read_report(target if target.is_file() else path)
-            atomic_write_json(target, _with_people(content, shown))
+            atomic_write_json(target, _with(content, people=shown, judge=judged))
         except MondrianError as error:
             run.warn(str(error))
     for page, source in _pages(report, path, folder):
         try:
-            if not html.set_people(source, page, shown):
+            if not html.set_people(source, page, shown, judged):
                 run.warn(
                     f"{source} was made before people could be told in it; task=evaluate makes a "
                     "new one"
@@ -150,9 +154,10 @@ def tell(run: Run, path: Path, folder: Path, pairs: Sequence[Pair]) -> dict[str,
     return shown
 
 
-def _with_people(report: Mapping[str, Any], people: Mapping[str, Any] | None) -> dict[str, Any]:
-    evidence = {k: v for k, v in (report.get("evidence") or {}).items() if k != "people"}
-    return {**report, "evidence": evidence | ({} if people is None else {"people": people})}
+def _with(report: Mapping[str, Any], **parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A report with these parts of ``evidence``, without those that are None."""
+    kept = {k: v for k, v in (report.get("evidence") or {}).items() if k not in parts}
+    return {**report, "evidence": kept | {k: v for k, v in parts.items() if v is not None}}
 
 
 def _reports(report: Mapping[str, Any], path: Path, folder: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..model.features import FeatureStore
 from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
+from . import judging
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -103,11 +105,14 @@ def evaluate(
     ``labels`` is the audit's verdict in a sentence; it goes into the report as
     ``evidence.labels``. ``failed`` gives the reason of an arm that could not even be loaded.
     """
+    started = time.perf_counter()
     asked = ask(config, run, base, features, parts, adapter, failed=failed)
     report = build(config, parts, base, asked, adapter)
     if labels is not None:
         report["evidence"]["labels"] = labels
-    return write(config, run, report, adapter)
+    done = write(config, run, judging.judged(config, run, report), adapter)
+    run.record(evaluation_seconds=round(time.perf_counter() - started, 2))
+    return done
 
 
 def ask(

@@ -94,7 +94,7 @@ def prepare(config: Config, run: Run) -> Parts:
             test_split=data.test_split,
             seed=data.seed,
             output_dir=folder,
-            folds=data.folds,
+            folds=data.folds or config.eval.folds,
             limit=data.limit,
             dimension_map=data.dimension_map,
             leave_out=dropped,

@@ -27,6 +27,13 @@ def command(*overrides: str) -> str:
     return " ".join([_program(), *map(shlex.quote, kept), *overrides])
 
 
+def without(*names: str) -> str:
+    """This very command less the keys of these names."""
+    dropped = tuple(f"{name}=" for name in names)
+    kept = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(dropped)]
+    return " ".join([_program(), *map(shlex.quote, kept)])
+
+
 def resume_command(config: Config, run: Run, folder: Path) -> str:
     """This very command, going on from the adapter folder's newest checkpoint."""
     dropped = ("trainer.resume=", "task.output_dir=", "data.output_dir=")

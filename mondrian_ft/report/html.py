@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation import assessments
+from ..evaluation import assessments, judge
 from ..files import atomic_write_text
 from . import page, plots, view, wording
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 STRIP_SIDE = 132
 PEOPLE = ("<!-- people -->", "<!-- /people -->")
-"""What stands around the part of a page about people's preferences, which comes later than it."""
+"""What stands around the part of a page about preferences: people's come later than the page, and
+with them how far a judge agrees."""
 
 
 def write(
@@ -77,7 +78,7 @@ def render(
         settings=settings(report, run_facts),
         warnings=list(run_facts.get("warnings") or []),
         version=((run_facts.get("provenance") or {}).get("versions") or {}).get("mondrian_ft"),
-        people=Markup(people_part(report["evidence"].get("people"))),
+        people=Markup(people_part(*(report["evidence"].get(key) for key in ("people", "judge")))),
     )
 
 
@@ -91,18 +92,37 @@ def _environment() -> Environment:
     return environment
 
 
-def people_part(people: Mapping[str, Any] | None) -> str:
-    """The part of the page about ``evidence.people``, between its marks; blank for None."""
-    start, end = PEOPLE
-    if not people:
-        return start + end
-    part = _environment().get_template("people.html.j2")
-    shares = [(arm, wording.label(arm), people[arm]) for arm in ("tuned", "equal", "base")]
-    said, notes = assessments.sentence(people), assessments.notes(people)
-    return start + part.render(sentence=said, notes=notes, shares=shares) + end
+def people_part(people: Mapping[str, Any] | None, judged: Mapping[str, Any] | None = None) -> str:
+    """The part of the page about ``evidence.people`` and ``evidence.judge``, between its marks."""
+    parts: list[str] = []
+    if people:
+        shares = [(arm, wording.label(arm), people[arm]) for arm in ("tuned", "equal", "base")]
+        said, notes = assessments.sentence(people), assessments.notes(people)
+        template = _environment().get_template("people.html.j2")
+        parts.append(template.render(sentence=said, notes=notes, shares=shares))
+    if judged:
+        names = ("tuned", "equal", "order_dependent", "unreadable", "base")
+        template = _environment().get_template("judge.html.j2")
+        parts.append(
+            template.render(
+                model=judged["model"],
+                url=judged["url"],
+                sentence=judge.sentence(judged),
+                notes=judge.notes(judged),
+                shares=[(name, wording.label(name), judged[name]) for name in names]
+                if "error" not in judged
+                else None,
+            )
+        )
+    return "\n".join(parts).join(PEOPLE)
 
 
-def set_people(source: Path, out: Path, people: Mapping[str, Any] | None) -> bool:
+def set_people(
+    source: Path,
+    out: Path,
+    people: Mapping[str, Any] | None,
+    judged: Mapping[str, Any] | None = None,
+) -> bool:
     """Write a page that `write` made to ``out``, with other preferences in it and else the same.
 
     Returns False, and writes nothing, where ``source`` has no place for them.
@@ -116,7 +136,7 @@ def set_people(source: Path, out: Path, people: Mapping[str, Any] | None) -> boo
     _, end, after = rest.partition(PEOPLE[1])
     if not (start and end):
         return False
-    atomic_write_text(out, before + people_part(people) + after)
+    atomic_write_text(out, before + people_part(people, judged) + after)
     return True
 
 

@@ -281,10 +281,14 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
     arms, n = evidence["arms"], evidence["n_photographs"]
     # What the labels are worth comes first: it limits everything after it.
     said = [f"{evidence['labels']} (The audit of the labels.)"] if evidence.get("labels") else []
+    scored = evidence["n_references_with_scores"]
     said.append(
         f"The error is the distance from {possessive_scores(advisor)}. It says whether the model "
         "judges alike, not whether the judgement is right, and nothing about the prose: read the "
         "critiques above for that."
+        if scored
+        else "The references hold no scores, so nothing here says whether the model judges as "
+        f"{advisor} does; read the critiques above, or link analyses that have scores."
     )
     if n < 30:
         said.append(
@@ -299,7 +303,7 @@ def limits(report: Mapping[str, Any], advisor: str) -> list[str]:
             "photograph count as one."
         )
     vectors = {tuple(sorted(s["reference"]["scores"].items())) for s in report["sample_results"]}
-    if len(vectors) < 0.7 * evidence["n"]:
+    if scored and len(vectors) < 0.7 * evidence["n"]:
         said.append(
             f"The {evidence['n']} references use only {wording.count(len(vectors), 'set')} of "
             "scores. Where labels repeat themselves, a low error may be a habit learnt, not a "

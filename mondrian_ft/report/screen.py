@@ -183,7 +183,7 @@ def show_closing(
     verdict, sentence = wording.headline(report)
     console.print()
     console.print(plain(verdict), style="bold", markup=False)
-    console.print(plain(sentence), markup=False)
+    console.print(plain(sentence + wording.format_change(evidence)), markup=False)
     for told in wording.capping(evidence):
         console.print(plain(f"It does not count as better: {told}"), markup=False)
     for told in [*wording.failed(evidence), *wording.other_verdicts(evidence)]:

@@ -52,6 +52,7 @@ def page(report: Mapping[str, Any], photos: Mapping[str, Any]) -> dict[str, Any]
         "more": measures.arms_table(arms, measures.MORE),
         "constraint": measures.constraint_table(evidence),
         "pairs": pairs(report["sample_results"]),
+        "repeats": report["evidence"].get("repeats"),
         "cards": cards,
         "overview": overview(cards) if 1 < len(cards) <= MANY else None,
         "sorts": sorts(cards),

@@ -174,13 +174,33 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         )
         said += f": {told}." if (told := difference(evidence)) else "."
     elif not evidence["n_references_with_scores"]:
-        said = f"The references of these {n} hold no scores to compare with."
+        said = (
+            f"The references on {n} hold no scores, so only the format of the answers can be "
+            "compared."
+        )
     else:
         which = [
             word for word, arm in (("tuned", tuned), ("base", base)) if arm["score_mae"] is None
         ]
         said = f"On {n}, the {' and the '.join(which)} model gave no scores that could be read."
     return short, said
+
+
+def format_change(evidence: Mapping[str, Any]) -> str:
+    """A sentence where the format, and not the scores, is what keeps the verdict down."""
+    change = evidence.get("change") or {}
+    form, score = change.get("format") or {}, change.get("score") or {}
+    mean = form.get("mean")
+    if not mean or mean > 0 or form.get("state") not in ("inconclusive", "worse"):
+        return ""
+    if score.get("state") not in ("better", "no_worse"):
+        return ""
+    lost = f"{100 * -mean:.1f}".removesuffix(".0")
+    allowed = f"{100 * form['margin']:.1f}".removesuffix(".0")
+    return (
+        f" But the share of answers in the exact format fell by {lost} points, and no more than "
+        f"{allowed} may be lost (eval.margin_format)."
+    )
 
 
 def difference(evidence: Mapping[str, Any]) -> str:
@@ -259,9 +279,14 @@ def constraint(evidence: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def unsettled(change: Mapping[str, Any]) -> str:
-    """Why a comparison is inconclusive, from ``evidence.change``."""
+def unsettled(change: Mapping[str, Any], *, scored: bool = True) -> str:
+    """Why a comparison is inconclusive, from ``evidence.change``.
+
+    ``scored`` says whether any reference has scores.
+    """
     score_change, form = change["score"], change["format"]
+    if not scored:
+        return "The format alone can show that a model got worse, but not that it judges better."
     if score_change["n"] < SMALLEST_SAMPLE:
         both = count(score_change["n"], "photograph")
         return (
@@ -291,7 +316,7 @@ def lede(report: Mapping[str, Any]) -> list[str]:
     if against:
         said += ["The numbers alone would say better, but it does not count as that:", *against]
     elif change and evidence["verdict"] == "inconclusive":
-        said.append(unsettled(change))
+        said.append(unsettled(change, scored=bool(evidence["n_references_with_scores"])))
     guesses = [
         (words, points(arms[name]["score_mae"]))
         for name, words in GUESSES.items()

@@ -161,6 +161,26 @@ def test_references_without_scores(compare) -> None:
     assert evidence["verdict"] == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("base", "tuned", "verdict", "told"),
+    [
+        ("oops", answer(7, 7), "inconclusive", "format compliance rose by 100 points"),
+        (answer(8, 7), answer(7, 7), "inconclusive", "format compliance stayed the same"),
+        (answer(8, 7), "oops", "worse", "format compliance fell by 100 points"),
+    ],
+)
+def test_without_scores_the_format_alone_is_judged(
+    compare, base: str, tuned: str, verdict: str, told: str
+) -> None:
+    """It can show that a model got worse, never that it judges better; and that is said."""
+    report = compare(["Lovely."] * 8, train=["Lovely."] * 8, base=[base] * 8, tuned=[tuned] * 8)
+    assert report["summary"]["verdict"] == verdict
+    lead = verdict.capitalize()
+    assert report["summary"]["text"] == (
+        f"{lead}: the references hold no scores to compare with, and {told}."
+    )
+
+
 def test_base_alone(compare) -> None:
     """Without a tuned arm there is no tuned block and no verdict; the base is still measured."""
     report = compare(REFERENCES, REFERENCES, base=GENERIC)

@@ -162,3 +162,10 @@ def test_effect_size_by_hand() -> None:
     assert stats.effect_size([-1.0, -2.0, -3.0]) == pytest.approx(-2)
     assert stats.effect_size([2.0, 2.0]) is None
     assert stats.effect_size([2.0]) is None
+
+
+def test_a_loss_of_just_the_margin_is_within_it() -> None:
+    """Two of 100 answers lost the format, two points were allowed, and no verdict came of it."""
+    gains = [-1.0] * 2 + [0.0] * 98
+    assert stats.judge(gains, margin=0.02, observed=True).state == "no_worse"
+    assert stats.judge(gains, margin=0.019, observed=True).state == "inconclusive"

@@ -99,13 +99,14 @@ def finish(tmp_path: Path) -> Callable[..., Finished]:
         n: int = 8,
         base: Sequence[str] | None = None,
         tuned: Sequence[str] | None = None,
+        references: Sequence[str] | None = None,
         **others: Sequence[str],
     ) -> Finished:
         rows = []
         for index in range(n):
             path = tmp_path / f"photo-{index}.jpg"
             Image.new("RGB", (60 + 8 * index, 48), (30 * index % 255, 90, 120)).save(path)
-            answer = critique(3 + index % 6)
+            answer = references[index] if references else critique(3 + index % 6)
             rows.append(Row(f"job-{index}", "ansel", path, "Analyze.", answer, f"{index:064x}"))
         arms: dict[str, Sequence[str]] = {"base": base or [critique(8)] * n}
         arms["tuned"] = tuned or [critique(3.4 + index % 6) for index in range(n)]

@@ -155,3 +155,17 @@ def test_a_long_count_is_a_bar_in_a_terminal_and_nothing_in_a_file(terminal: boo
         progress(3, 3)
     assert ("checking photographs" in stream.getvalue()) is terminal
     assert ("3/3" in stream.getvalue()) is terminal
+
+
+def test_a_format_that_keeps_the_verdict_down_is_named() -> None:
+    """Scores 1.8 points nearer and "Not enough to tell" once stood together without a reason."""
+    from mondrian_ft.report import wording
+
+    form = {"mean": -0.03, "margin": 0.02, "state": "inconclusive"}
+    change = {"score": {"state": "better"}, "format": form}
+    told = wording.format_change({"change": change})
+    assert "fell by 3 points, and no more than 2 may be lost" in told
+    for other in ({**form, "state": "no_worse"}, {**form, "mean": 0.03}, {**form, "mean": 0.0}):
+        assert wording.format_change({"change": {**change, "format": other}}) == ""
+    score = {"state": "inconclusive"}
+    assert wording.format_change({"change": {"score": score, "format": form}}) == ""
