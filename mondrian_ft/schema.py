@@ -28,10 +28,12 @@ class DType(StrEnum):
 
 
 class LoraMethod(StrEnum):
-    """``lora`` scales by alpha / rank, ``rslora`` by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    """``lora`` and ``dora`` scale by alpha / rank, ``rslora`` by alpha / sqrt(rank) (Kalajdzievski
+    2023); ``dora`` also trains the magnitude of each output (Liu et al. 2024)."""
 
     lora = "lora"
     rslora = "rslora"
+    dora = "dora"
 
 
 class OptimizerName(StrEnum):

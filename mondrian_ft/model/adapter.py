@@ -21,13 +21,15 @@ import numpy as np
 
 from ..errors import AdapterError
 from ..files import atomic_write_bytes, atomic_write_json
-from . import lora
+from . import layouts, lora
 from .backend import mx
 from .base import Base
 from .lora import LoraSpec
 from .qwen3_vl import Inputs
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+"""How people write the methods."""
 _VERSION = 1
 _PROBE_TEXT = "The horizon is level, the light is low, and the near rocks lead to a far ridge."
 
@@ -83,7 +85,9 @@ def save(
     weights = _weights_bytes(tensors)
     digest = identity_hash(weights, spec.scale)
     atomic_write_bytes(folder / WEIGHTS, weights)
-    atomic_write_json(folder / CONFIG, _peft_config(base, spec, tensors))
+    atomic_write_json(
+        folder / CONFIG, layouts.peft_config(spec, base=base.identity.name, tensors=tensors)
+    )
     manifest = {
         "version": _VERSION,
         "hash": digest,
@@ -96,6 +100,7 @@ def save(
             "scale": spec.scale,
             "dropout": spec.dropout,
             "targets": list(spec.targets),
+            "layers": None if spec.layers is None else list(spec.layers),
             "tensors": len(tensors),
             "parameters": int(sum(value.size for value in tensors.values())),
         },
@@ -136,6 +141,7 @@ def read(folder: Path) -> Adapter:
             dropout=float(about["dropout"]),
             targets=tuple(about["targets"]),
             method=str(about["method"]),
+            layers=None if about.get("layers") is None else tuple(map(int, about["layers"])),
         )
         stated = str(manifest["hash"])
         peft = LoraSpec(
@@ -143,7 +149,7 @@ def read(folder: Path) -> Adapter:
             alpha=float(config["lora_alpha"]),
             dropout=0.0,
             targets=(),
-            method="rslora" if config.get("use_rslora") else "lora",
+            method=_peft_method(config),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
@@ -151,11 +157,11 @@ def read(folder: Path) -> Adapter:
         ) from None
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}; restore it or train again") from None
-    if config.get("use_dora") or peft.rank != spec.rank:
-        kind = "DoRA" if config.get("use_dora") else "LoRA"
+    if (peft.method, peft.rank) != (spec.method, spec.rank):
         raise AdapterError(
-            f"{folder}: {CONFIG} speaks of {kind} with rank {peft.rank}, the manifest of LoRA with "
-            f"rank {spec.rank}; one of them was edited, so restore it or train again"
+            f"{folder}: {CONFIG} speaks of {NAMES[peft.method]} with rank {peft.rank}, the "
+            f"manifest of {NAMES[spec.method]} with rank {spec.rank}; one of them was edited, so "
+            "restore it or train again"
         )
     if peft.scale != spec.scale:
         raise AdapterError(
@@ -168,7 +174,7 @@ def read(folder: Path) -> Adapter:
             f"{folder}: the weights have hash {found[:12]}, the manifest says {stated[:12]}; the "
             "file was changed or damaged, so restore it or train again"
         )
-    return Adapter(folder, stated, spec, _from_peft(folder, weights), manifest)
+    return Adapter(folder, stated, spec, _read_weights(folder, weights), manifest)
 
 
 def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
@@ -261,75 +267,25 @@ def check_effect(base: Base) -> None:
         )
 
 
-def export_mlx(adapter: Adapter, folder: Path) -> Path:
-    """Write an adapter in mlx-vlm's layout, for ``mlx_vlm.generate --adapter-path``."""
-    names = sorted({name.rsplit(".", 1)[0] for name in adapter.tensors})
-    atomic_write_json(
-        folder / "adapter_config.json",
-        {
-            "fine_tune_type": "lora",
-            "num_layers": -1,
-            "lora_parameters": {
-                "rank": adapter.spec.rank,
-                "scale": adapter.spec.scale,
-                "dropout": adapter.spec.dropout,
-                "keys": names,
-            },
-        },
-    )
-    from safetensors.numpy import save as to_bytes
-
-    # Contiguous: the writer takes the memory as it lies, whatever the strides say.
-    arrays = {name: np.ascontiguousarray(value) for name, value in adapter.tensors.items()}
-    atomic_write_bytes(folder / "adapters.safetensors", to_bytes(arrays, {"format": "mlx"}))
-    return folder
-
-
-def export_peft(adapter: Adapter, folder: Path) -> Path:
-    """Copy what PEFT needs: ``PeftModel.from_pretrained`` loads the folder as it is."""
-    for name in (CONFIG, WEIGHTS):
-        atomic_write_bytes(folder / name, (adapter.folder / name).read_bytes())
-    return folder
-
-
 def identity_hash(weights: bytes, scale: float) -> str:
     """64 hexadecimal digits that name an adapter: the weights file and the effective scale."""
     return hashlib.sha256(weights + f"scale={scale!r}".encode()).hexdigest()
 
 
-def to_peft_name(name: str) -> str:
-    """``language_model.model.layers.0.…q_proj.lora_a`` to PEFT's name on transformers' model."""
-    matrix, part = name.rsplit(".", 1)
-    letter = {"lora_a": "A", "lora_b": "B"}[part]
-    inner = matrix.replace("language_model.model.", "model.language_model.", 1)
-    return f"base_model.model.{inner}.lora_{letter}.weight"
-
-
-def from_peft_name(name: str) -> str:
-    """The inverse of :func:`to_peft_name`.
-
-    Raises:
-        AdapterError: the name is none of PEFT's for this architecture.
-    """
-    inner = name.removeprefix("base_model.model.")
-    for ending, part in ((".lora_A.weight", "lora_a"), (".lora_B.weight", "lora_b")):
-        if inner.endswith(ending) and inner.startswith("model.language_model."):
-            matrix = inner.removesuffix(ending)
-            matrix = matrix.replace("model.language_model.", "language_model.model.", 1)
-            return f"{matrix}.{part}"
-    raise AdapterError(f"the adapter has a tensor {name}, which belongs to no matrix of the model")
+def _peft_method(config: Mapping[str, Any]) -> str:
+    if config.get("use_dora"):
+        return "dora"
+    return "rslora" if config.get("use_rslora") else "lora"
 
 
 def _weights_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     """The weights file: no time, path or config in it, so equal training gives equal bytes."""
     from safetensors.numpy import save as to_bytes
 
-    # PEFT keeps matrices as (out, in), MLX as (in, out).
-    arrays = {to_peft_name(name): np.ascontiguousarray(value.T) for name, value in tensors.items()}
-    return to_bytes(dict(sorted(arrays.items())), {"format": "pt"})
+    return to_bytes(layouts.to_peft(tensors), {"format": "pt"})
 
 
-def _from_peft(folder: Path, weights: bytes) -> dict[str, mx.array]:
+def _read_weights(folder: Path, weights: bytes) -> dict[str, mx.array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
@@ -337,28 +293,7 @@ def _from_peft(folder: Path, weights: bytes) -> dict[str, mx.array]:
         arrays = from_bytes(weights)
     except SafetensorError as error:
         raise AdapterError(f"{folder / WEIGHTS} is damaged ({error}); train again") from None
-    return {from_peft_name(name): mx.array(value.T) for name, value in arrays.items()}
-
-
-def _peft_config(base: Base, spec: LoraSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    suffixes = sorted({name.rsplit(".", 2)[-2] for name in tensors})
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base.identity.name,
-        "r": spec.rank,
-        "lora_alpha": spec.alpha,
-        "lora_dropout": spec.dropout,
-        "use_rslora": spec.method == "rslora",
-        "use_dora": False,
-        # A pattern rather than suffixes: a suffix such as o_proj could also match elsewhere.
-        "target_modules": rf"model\.language_model\.layers\.\d+\..*\.({'|'.join(suffixes)})",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-    }
+    return {name: mx.array(value) for name, value in layouts.from_peft(arrays).items()}
 
 
 def _check_base(adapter: Adapter, base: Base) -> None:

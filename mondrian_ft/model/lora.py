@@ -14,6 +14,8 @@ from typing import Any
 from ..errors import AdapterError, nearest
 from .backend import mx, nn
 
+METHODS = ("lora", "rslora", "dora")
+
 
 @dataclass(frozen=True)
 class LoraSpec:
@@ -24,8 +26,10 @@ class LoraSpec:
         alpha: strength; what multiplies the product is :attr:`scale`.
         dropout: probability of dropping an input feature while training, 0 ≤ p < 1.
         targets: names of the matrices adapted in every decoder layer, such as ``q_proj``.
-        method: ``lora`` (scale = alpha / rank, Hu et al. 2021) or ``rslora`` (alpha / √rank,
-            Kalajdzievski 2023).
+        method: ``lora`` (scale = alpha / rank, Hu et al. 2021), ``rslora`` (alpha / √rank,
+            Kalajdzievski 2023) or ``dora`` (alpha / rank, and a trained magnitude for each output,
+            Liu et al. 2024).
+        layers: numbers of the decoder layers adapted, ascending; None for all.
 
     Raises:
         AdapterError: a value is out of range.
@@ -36,18 +40,25 @@ class LoraSpec:
     dropout: float
     targets: tuple[str, ...]
     method: str = "lora"
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise AdapterError(f"an adapter of rank {self.rank} cannot be made; use 1 or more")
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"a dropout of {self.dropout:g} is out of range; use 0 or more, < 1")
-        if self.method not in ("lora", "rslora"):
-            raise AdapterError(f"the method {self.method} is unknown; use lora or rslora")
+        if self.method not in METHODS:
+            raise AdapterError(f"the method {self.method} is unknown; use {', '.join(METHODS)}")
+        if self.layers is not None and (
+            not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0
+        ):
+            raise AdapterError(
+                f"the layers {list(self.layers)} cannot be adapted; give numbers from 0, ascending"
+            )
 
     @property
     def scale(self) -> float:
-        """The effective scale: output = base(x) + scale · (x A) B."""
+        """The effective scale: output = base(x) + scale · (x A) B, before DoRA's magnitude."""
         return self.alpha / (math.sqrt(self.rank) if self.method == "rslora" else self.rank)
 
 
@@ -61,8 +72,9 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
         Full names of the adapted matrices, in the model's order.
 
     Raises:
-        AdapterError: a target matches no matrix, or the model already has LoRA layers.
+        AdapterError: a target or a layer matches no matrix, or the model already has an adapter.
     """
+    from mlx_vlm.trainer.peft.dora_layers import DoRALinear
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
     if lora_layers(model):
@@ -83,12 +95,22 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
                 f"lora.target_modules names {target}, which matches no matrix of the language "
                 f"model; it has {', '.join(kinds)}{hint}"
             )
-    chosen = [name for name in available if name.rsplit(".", 1)[-1] in spec.targets]
+    depth = 1 + max(layer_number(name) for name in available)
+    if spec.layers is not None and spec.layers[-1] >= depth:
+        raise AdapterError(
+            f"the adapter has layer {spec.layers[-1]}, but the model's last is {depth - 1}; it was "
+            "made for another base"
+        )
+    chosen = [
+        name
+        for name in available
+        if name.rsplit(".", 1)[-1] in spec.targets
+        and (spec.layers is None or layer_number(name) in spec.layers)
+    ]
+    kind = DoRALinear if spec.method == "dora" else LoRALinear
     # The model's own order depends on how its modules are stored; the seed should not.
     for name in sorted(chosen, key=_natural):
-        layer = LoRALinear.from_base(
-            available[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale
-        )
+        layer = kind.from_base(available[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale)
         _set_module(model.language_model, name, layer)
     mx.eval(model.trainable_parameters())
     return [f"language_model.{name}" for name in sorted(chosen, key=_natural)]
@@ -101,12 +123,21 @@ def lora_layers(model: Any) -> dict[str, Any]:
 
 
 def tensors(model: Any) -> dict[str, mx.array]:
-    """Adapter tensors by name: ``<matrix>.lora_a`` (in, rank), ``.lora_b`` (rank, out)."""
+    """Adapter tensors by name: ``<matrix>.lora_a`` (in, rank), ``.lora_b`` (rank, out).
+
+    With DoRA also ``.m`` (out,), the magnitudes.
+    """
     return {
         f"{name}.{part}": layer[part]
         for name, layer in lora_layers(model).items()
-        for part in ("lora_a", "lora_b")
+        for part in ("lora_a", "lora_b", "m")
+        if part in layer
     }
+
+
+def layer_number(name: str) -> int:
+    """The decoder layer that a matrix or tensor named ``….layers.<number>.…`` belongs to."""
+    return int(name.split("layers.", 1)[1].split(".", 1)[0])
 
 
 def set_tensors(model: Any, values: Mapping[str, mx.array]) -> None:

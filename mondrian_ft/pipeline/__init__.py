@@ -195,13 +195,14 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
 def export(task: tasks.Export, config: Config, run: Run) -> None:
     """An adapter directory to another layout."""
     from ..model import adapter as adapters
+    from ..model import export as exports
     from . import versioning
 
     if task.adapter is None:
         raise AdapterError("task.adapter is not set; give the adapter directory to export")
     adapter = adapters.read(versioning.find_adapter(task.adapter, config))
     folder = Path(task.output_dir) if task.output_dir else run.folder / "export"
-    write = {"mlx": adapters.export_mlx, "peft": adapters.export_peft}[task.format]
+    write = {"mlx": exports.export_mlx, "peft": exports.export_peft}[task.format]
     write(adapter, folder)
     run.record(exported={"format": str(task.format), "folder": str(folder), "hash": adapter.hash})
     run.console.print(f"exported {screen.near(folder)}", soft_wrap=True, markup=False)

@@ -288,6 +288,7 @@ def test_greedy_text_equals_mlx_vlms_own_generate(lab, tmp_path) -> None:
     from mondrian_ft.data.pixels import PixelSettings
     from mondrian_ft.data.rows import Row
     from mondrian_ft.model import adapter as adapters
+    from mondrian_ft.model import export
     from mondrian_ft.model.backend import mx
     from mondrian_ft.model.base import load_base
     from mondrian_ft.model.lora import lora_layers
@@ -301,7 +302,7 @@ def test_greedy_text_equals_mlx_vlms_own_generate(lab, tmp_path) -> None:
     written = adapters.save(
         tmp_path / "adapter", base, spec, pixels={}, prompts=[], data_lock="", facts={}
     )
-    adapters.export_mlx(written, tmp_path / "mlx")
+    export.export_mlx(written, tmp_path / "mlx")
     stock: Any
     processor: Any
     stock, processor = load(str(folder), adapter_path=str(tmp_path / "mlx"))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mondrian_ft.errors import AdapterError
 from mondrian_ft.model import adapter as adapters
-from mondrian_ft.model import lora
+from mondrian_ft.model import export, layouts, lora
 from mondrian_ft.model.backend import mx
 
 FIRST = "base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A.weight"
@@ -163,8 +163,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "made DoRA": (config(lambda c: c.update(use_dora=True)), "DoRA with rank 4"),
     "rank 0": (manifest(lambda m: m["lora"].update(rank=0)), "rank 0 cannot be made"),
     "unknown method": (
-        manifest(lambda m: m["lora"].update(method="dora")),
-        "method dora is unknown",
+        manifest(lambda m: m["lora"].update(method="loha")),
+        "method loha is unknown",
     ),
     "unknown target": (
         manifest(lambda m: m["lora"].update(targets=["qkv"])),
@@ -267,6 +267,34 @@ def test_equal_training_gives_equal_bytes_with_no_time_or_path(
     assert all(entry["dtype"] == "F32" for entry in header.values())
 
 
+def test_a_dora_adapter_of_some_layers_comes_back_exactly(lab, base, tmp_path) -> None:
+    """Magnitudes travel too, and only the layers named are adapted, there and back."""
+    spec = lab.attach(base, method="dora", layers=(1,), targets=("q_proj", "up_proj"))
+    for layer in lora.lora_layers(base.model).values():
+        layer["m"] = layer["m"] * 1.1
+    save(base, spec, tmp_path / "adapter")
+    logits, values = full_logits(lab, base), lora.tensors(base.model)
+    assert len(values) == 6
+    lora.detach(base.model)
+    loaded = adapters.load(tmp_path / "adapter", base)
+    assert loaded.spec == spec
+    assert np.array_equal(logits, full_logits(lab, base))
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["use_dora"] is True
+    pattern = re.compile(settings["target_modules"])
+    assert pattern.fullmatch("model.language_model.layers.1.self_attn.q_proj")
+    assert not pattern.fullmatch("model.language_model.layers.0.self_attn.q_proj")
+    found = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    prefix = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
+    assert found[f"{prefix}.lora_magnitude_vector"].shape == (64,)
+
+
+def test_layers_that_the_model_lacks_are_refused(lab, base) -> None:
+    """An adapter of a deeper base."""
+    with pytest.raises(AdapterError, match="has layer 7, but the model's last is 1"):
+        lora.attach(base.model, lab.spec(layers=(0, 7)), seed=0)
+
+
 def test_the_layout_is_pefts(lab, base, saved) -> None:
     """Names, shapes and config keys that PeftModel.from_pretrained expects."""
     found = load_file(saved / "adapter_model.safetensors")
@@ -284,15 +312,15 @@ def test_peft_names_round_trip(lab, base) -> None:
     """Every tensor's name, there and back; foreign ones are refused."""
     lab.attach(base)
     names = list(lora.tensors(base.model))
-    assert [adapters.from_peft_name(adapters.to_peft_name(name)) for name in names] == names
-    assert len({adapters.to_peft_name(name) for name in names}) == len(names)
+    assert [layouts.from_peft_name(layouts.to_peft_name(name)) for name in names] == names
+    assert len({layouts.to_peft_name(name) for name in names}) == len(names)
     for foreign in (
         "language_model.model.layers.0.mlp.up_proj.lora_a",
-        FIRST.replace("lora_A.weight", "lora_magnitude_vector"),
+        FIRST.replace("lora_A.weight", "lora_magnitude_vector.weight"),
         "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight",
     ):
         with pytest.raises(AdapterError, match="belongs to no matrix"):
-            adapters.from_peft_name(foreign)
+            layouts.from_peft_name(foreign)
 
 
 def test_the_mlx_export_gives_equal_logits_in_mlx_vlm(lab, base, saved, tmp_path) -> None:
@@ -301,7 +329,7 @@ def test_the_mlx_export_gives_equal_logits_in_mlx_vlm(lab, base, saved, tmp_path
 
     adapter = adapters.load(saved, base)
     ours = full_logits(lab, base)
-    adapters.export_mlx(adapter, tmp_path / "mlx")
+    export.export_mlx(adapter, tmp_path / "mlx")
     other = lab.load()
     apply_lora_layers(other.model, tmp_path / "mlx")
     assert lora.lora_layers(other.model).keys() == lora.lora_layers(base.model).keys()
@@ -310,7 +338,7 @@ def test_the_mlx_export_gives_equal_logits_in_mlx_vlm(lab, base, saved, tmp_path
 
 def test_the_peft_export_is_the_two_files(saved, base, tmp_path) -> None:
     """Byte for byte."""
-    adapters.export_peft(adapters.read(saved), tmp_path / "peft")
+    export.export_peft(adapters.read(saved), tmp_path / "peft")
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

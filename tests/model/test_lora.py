@@ -94,7 +94,8 @@ def test_unknown_targets_are_refused_with_the_nearest(lab, base) -> None:
     [
         ({"rank": 0}, "rank 0"),
         ({"dropout": 1.0}, "dropout of 1"),
-        ({"method": "dora"}, "method dora"),
+        ({"method": "loha"}, "method loha"),
+        ({"layers": (1, 0)}, r"layers \[1, 0\]"),
     ],
 )
 def test_values_out_of_range_are_refused(lab, change, sentence) -> None:

@@ -1,0 +1,102 @@
+"""How an adapter's tensors and settings are written by PEFT and by mlx-vlm.
+
+The same matrices are spelt twice (facts: "Adapter layouts"): mlx-vlm keeps ``lora_a`` as (in, r)
+under ``language_model.model.…``; PEFT keeps ``lora_A.weight`` as (r, in) under transformers' names,
+``base_model.model.model.language_model.…``; a DoRA magnitude is a vector (out,) in both. Inside
+this package tensors have mlx-vlm's names and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import AdapterError
+from .lora import LoraSpec
+
+_PARTS = {
+    "lora_a": ".lora_A.weight",
+    "lora_b": ".lora_B.weight",
+    "m": ".lora_magnitude_vector",
+}
+
+
+def to_peft_name(name: str) -> str:
+    """``language_model.model.layers.0.…q_proj.lora_a`` to PEFT's name on transformers' model."""
+    matrix, part = name.rsplit(".", 1)
+    inner = matrix.replace("language_model.model.", "model.language_model.", 1)
+    return f"base_model.model.{inner}{_PARTS[part]}"
+
+
+def from_peft_name(name: str) -> str:
+    """The inverse of :func:`to_peft_name`.
+
+    Raises:
+        AdapterError: the name is none of PEFT's for this architecture.
+    """
+    inner = name.removeprefix("base_model.model.")
+    for part, ending in _PARTS.items():
+        if inner.endswith(ending) and inner.startswith("model.language_model."):
+            matrix = inner.removesuffix(ending)
+            matrix = matrix.replace("model.language_model.", "language_model.model.", 1)
+            return f"{matrix}.{part}"
+    raise AdapterError(f"the adapter has a tensor {name}, which belongs to no matrix of the model")
+
+
+def to_peft(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors under PEFT's names and in its shapes, sorted by name."""
+    found = {to_peft_name(name): np.ascontiguousarray(v.T) for name, v in tensors.items()}
+    return dict(sorted(found.items()))
+
+
+def from_peft(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of :func:`to_peft`.
+
+    Raises:
+        AdapterError: a name is none of PEFT's for this architecture.
+    """
+    return {from_peft_name(name): np.ascontiguousarray(v.T) for name, v in arrays.items()}
+
+
+def peft_config(spec: LoraSpec, *, base: str, tensors: Iterable[str]) -> dict[str, Any]:
+    """``adapter_config.json`` as PEFT reads it.
+
+    Args:
+        base: the base model's name.
+        tensors: names of the adapter's tensors.
+    """
+    suffixes = sorted({name.rsplit(".", 2)[-2] for name in tensors})
+    layers = r"\d+" if spec.layers is None else f"({'|'.join(map(str, spec.layers))})"
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "use_rslora": spec.method == "rslora",
+        "use_dora": spec.method == "dora",
+        # A pattern rather than suffixes: a suffix such as o_proj could also match elsewhere.
+        "target_modules": rf"model\.language_model\.layers\.{layers}\..*\.({'|'.join(suffixes)})",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def mlx_config(spec: LoraSpec, tensors: Iterable[str]) -> dict[str, Any]:
+    """``adapter_config.json`` as mlx-vlm reads it."""
+    return {
+        "fine_tune_type": "dora" if spec.method == "dora" else "lora",
+        "num_layers": -1,
+        "lora_parameters": {
+            "rank": spec.rank,
+            "scale": spec.scale,
+            "dropout": spec.dropout,
+            "keys": sorted({name.rsplit(".", 1)[0] for name in tensors}),
+        },
+    }
