@@ -15,6 +15,8 @@ from ..errors import AdapterError, nearest
 from .backend import mx, nn
 
 METHODS = ("lora", "rslora", "dora")
+NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+"""How people write them."""
 
 
 @dataclass(frozen=True)
@@ -146,26 +148,33 @@ def set_tensors(model: Any, values: Mapping[str, mx.array]) -> None:
     Raises:
         AdapterError: a tensor is missing, too many, or of another shape.
     """
-    expected = {name: value.shape for name, value in tensors(model).items()}
-    missing = sorted(expected.keys() - values.keys(), key=_natural)
-    surplus = sorted(values.keys() - expected.keys(), key=_natural)
-    if missing or surplus:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} tensors are missing, {missing[0]} first")
-        if surplus:
-            parts.append(f"{len(surplus)} match nothing in the model, {surplus[0]} first")
-        raise AdapterError(f"the adapter does not fit: {'; '.join(parts)}")
-    for name, shape in expected.items():
-        if tuple(values[name].shape) != tuple(shape):
-            raise AdapterError(
-                f"the adapter does not fit: {name} has shape {tuple(values[name].shape)}, the "
-                f"model needs {tuple(shape)}"
-            )
+    wrong = misfits(model, values)
+    if wrong:
+        raise AdapterError(f"the adapter does not fit: {'; '.join(wrong.values())}")
     layers = lora_layers(model)
     for name, value in values.items():
         matrix, part = name.rsplit(".", 1)
         layers[matrix][part] = value
+
+
+def misfits(model: Any, values: Mapping[str, mx.array]) -> dict[str, str]:
+    """Why tensors do not fit a model's LoRA layers: a clause for each of ``missing tensors``,
+    ``extra tensors`` and ``shapes`` that is not as it should be."""
+    expected = {name: tuple(value.shape) for name, value in tensors(model).items()}
+    missing = sorted(expected.keys() - values.keys(), key=_natural)
+    surplus = sorted(values.keys() - expected.keys(), key=_natural)
+    found = {}
+    if missing:
+        found["missing tensors"] = f"{len(missing)} tensors are missing, {missing[0]} first"
+    if surplus:
+        found["extra tensors"] = f"{len(surplus)} match nothing in the model, {surplus[0]} first"
+    for name, shape in expected.items():
+        if name in values and tuple(values[name].shape) != shape:
+            found["shapes"] = (
+                f"{name} has shape {tuple(values[name].shape)}, the model needs {shape}"
+            )
+            break
+    return found
 
 
 def detach(model: Any) -> None:

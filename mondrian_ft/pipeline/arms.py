@@ -20,6 +20,7 @@ from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
 from ..model.base import Base
+from ..model.probe import ProbeInputs
 from .versioning import registry_name
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def find(
     adapter: Adapter | None,
     rows: Sequence[Row],
     train: Sequence[Row],
-    pixels: str,
+    probe: ProbeInputs,
     failed: dict[str, str],
 ) -> Arms:
     """The arms of ``eval.arms`` and ``eval.constrained``.
@@ -62,7 +63,7 @@ def find(
         adapter: the tuned model's, which is in ``base``; without one the tuned arms are left out.
         rows: what will be asked about; no adapter may have been trained on them.
         train: where examples, lengths and the names of dimensions come from.
-        pixels: fingerprint of the pixel pipeline.
+        probe: what an adapter that is loaded has to prove itself with.
         failed: reasons why arms could not be made before this.
     """
     wanted = [str(arm) for arm in config.eval.arms]
@@ -77,7 +78,7 @@ def find(
         elif name != "tuned" or adapter is not None:
             arms.names.append(arm)
     makers: dict[str, Callable[[], Voice]] = {
-        PRODUCTION: lambda: _production(config, base, rows, pixels),
+        PRODUCTION: lambda: _production(config, base, rows, probe),
         EXAMPLES: lambda: _with_examples(base, train, config.eval.examples),
     }
     for name, make in makers.items():
@@ -136,11 +137,11 @@ def _leave_out(arms: Arms, names: Sequence[str], error: MondrianError) -> None:
     arms.names = [arm for arm in arms.names if arm not in names]
 
 
-def _production(config: Config, base: Base, rows: Sequence[Row], pixels: str) -> Voice:
+def _production(config: Config, base: Base, rows: Sequence[Row], probe: ProbeInputs) -> Voice:
     root, name = Path(config.registry.root), registry_name(config)
     adapter = adapters.read(registry.resolve(root, name, PRODUCTION))
     check_unseen(adapter, rows)
-    return Voice(lambda: adapters.applied(adapter.folder, base, pixels=pixels), adapter.hash)
+    return Voice(lambda: adapters.applied(adapter.folder, base, probe=probe), adapter.hash)
 
 
 def _with_examples(base: Base, train: Sequence[Row], number: int) -> Voice:
