@@ -338,7 +338,11 @@ def _after(manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None) 
     yield from proof.of_effect(logits)
     recorded = manifest.get("probe")
     if inputs is not None and isinstance(recorded, dict):
-        differences = probes.compare(recorded, logits, dtype=base.identity.dtype)
+        try:
+            differences = probes.compare(recorded, logits, dtype=base.identity.dtype)
+        except AdapterError as error:
+            yield Check("recorded logits", "readable", "not readable", str(error))
+            return
         yield from proof.of_logits(differences, recorded)
 
 
