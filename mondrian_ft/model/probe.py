@@ -32,8 +32,10 @@ POSITIONS = 16
 TOP = 16
 """Tokens whose logits are recorded, the most likely at the last position."""
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2.5e-2, "float16": 5e-3}
-"""By the base's dtype, as a share of the largest recorded logit: 1e-4 and 0.5 on a scale of 20. CUDA
-may multiply float32 with TF32's ten bits, which are float16's, and is given its tolerance."""
+"""By the base's dtype, as a share of the largest recorded logit: 1e-4 and 0.5 on a scale of 20.
+
+CUDA may multiply float32 with TF32's ten bits, which are float16's, and is given its tolerance.
+"""
 
 
 @dataclass(frozen=True)
