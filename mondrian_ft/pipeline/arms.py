@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import registry
 from ..data.critique import Critique
-from ..data.prompt import with_examples
+from ..data.prompt import fingerprint, with_examples
 from ..data.rows import Row
 from ..errors import DataError, MondrianError
 from ..evaluation import evidence, metrics
@@ -107,6 +107,25 @@ def check_unseen(adapter: Adapter, rows: Sequence[Row]) -> None:
             f"{adapter.folder.name}, {known[0].image_path.name} first; evaluate on the split it "
             "was trained with (data.output_dir), or on other photographs"
         )
+
+
+def untrained_prompts(adapter: Adapter, rows: Sequence[Row]) -> str | None:
+    """A warning if an adapter is asked in none of the words that it was trained on.
+
+    Where every row was trained with a prompt of its own, a held-out one's is always new, and None
+    is returned.
+    """
+    trained = set(adapter.manifest.get("prompts", []))
+    if not trained or len(trained) >= int(adapter.manifest.get("training", {}).get("rows", 0)):
+        return None
+    asked = {fingerprint(row.prompt) for row in rows}
+    if asked & trained:
+        return None
+    return (
+        f"{adapter.folder.name} was trained on {len(trained)} prompt(s), and none of the "
+        f"{len(rows)} held-out rows is asked with one of them; use the database's prompts of then "
+        "(data.output_dir of its run), or train it on these"
+    )
 
 
 def critique_constraint(base: Base, train: Sequence[Row]) -> Constraint:

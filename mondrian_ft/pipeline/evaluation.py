@@ -139,6 +139,8 @@ def ask(
         )
     if adapter is not None:
         arms_of.check_unseen(adapter, rows)
+        if told := arms_of.untrained_prompts(adapter, rows):
+            run.warn(told)
     examples = encode_rows(config, run, base, rows)
     if not examples:
         raise DataError("every held-out row is too long for the model; lower data.max_pixels")
