@@ -245,6 +245,7 @@ class _Opened:
 
     folder: Path
     manifest: dict[str, Any]
+    hash: str
     spec: LoraSpec
     config: LoraSpec
     weights: bytes
@@ -272,7 +273,7 @@ class _Opened:
         except AdapterError as error:
             raise AdapterError(f"{self.folder}: {error}") from None
         tensors = {name: mx.array(value) for name, value in arrays.items()}
-        return Adapter(self.folder, str(self.manifest["hash"]), self.spec, tensors, self.manifest)
+        return Adapter(self.folder, self.hash, self.spec, tensors, self.manifest)
 
 
 def _open(folder: Path) -> _Opened:
@@ -297,7 +298,7 @@ def _open(folder: Path) -> _Opened:
             method=str(about["method"]),
             layers=None if about.get("layers") is None else tuple(map(int, about["layers"])),
         )
-        str(manifest["hash"])
+        stated = str(manifest["hash"])
         peft = LoraSpec(
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
@@ -311,7 +312,7 @@ def _open(folder: Path) -> _Opened:
         ) from None
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}; restore it or train again") from None
-    return _Opened(folder, manifest, spec, peft, (folder / WEIGHTS).read_bytes())
+    return _Opened(folder, manifest, stated, spec, peft, (folder / WEIGHTS).read_bytes())
 
 
 def _before(

@@ -113,12 +113,19 @@ class Difference:
         name: the input's.
         tuned, base: largest distance with and without the adapter, at the recorded tokens.
         allowed: what either may be.
+        effect: largest recorded distance between with and without, at the same tokens.
     """
 
     name: str
     tuned: float
     base: float
     allowed: float
+    effect: float
+
+    @property
+    def tells(self) -> bool:
+        """Whether the adapter could be missing and the difference would show it."""
+        return self.effect > self.allowed
 
 
 def run(base: Base, inputs: Sequence[ProbeInput]) -> list[ProbeLogits]:
@@ -215,7 +222,11 @@ def _difference(kept: Mapping[str, Any], logits: ProbeLogits, share: float) -> D
     # The record has six decimals.
     allowed = share * scale + 1e-6
     return Difference(
-        logits.name, distance(logits.tuned, tuned), distance(logits.base, base), allowed
+        logits.name,
+        distance(logits.tuned, tuned),
+        distance(logits.base, base),
+        allowed,
+        float(np.abs(tuned - base).max()),
     )
 
 

@@ -294,7 +294,8 @@ def of_logits(differences: Sequence[Difference], recorded: Mapping[str, Any]) ->
         yield Check(
             f"{one.name} logits",
             f"within {one.allowed:.2g}",
-            f"{one.tuned:.2g} with it, {one.base:.2g} without",
+            f"{one.tuned:.2g} with it, {one.base:.2g} without"
+            + ("" if one.tells else f"; too coarse to see its effect of {one.effect:.2g}"),
             refusal,
         )
 

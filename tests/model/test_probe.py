@@ -320,6 +320,29 @@ def test_between_dtypes_the_coarser_tolerance_counts(lab, base, saved, dtype) ->
     assert coarse > 100 * exact
 
 
+def test_a_measure_too_coarse_for_the_effect_says_so(lab, base, tmp_path) -> None:
+    """In 16 bits a weak adapter could be missing and nothing would show; that is told."""
+    spec = lab.attach(base)
+    for layer in lora.lora_layers(base.model).values():
+        layer["lora_b"] = layer["lora_b"] * 1e-3
+    inputs = probe_inputs(base, lab.settings)
+    adapters.save(
+        tmp_path / "weak",
+        base,
+        spec,
+        pixels={"fingerprint": inputs.pixels},
+        prompts=[],
+        data_lock="",
+        facts={},
+        probe=inputs,
+    )
+    lora.detach(base.model)
+    for dtype, told in (("float32", False), ("bfloat16", True)):
+        checks = adapters.examine(tmp_path / "weak", lab.load(dtype=dtype), inputs)
+        assert all(check.holds for check in checks)
+        assert ("too coarse to see its effect" in checks[-1].found) == told
+
+
 def test_cuda_float32_is_given_what_its_products_have() -> None:
     """TF32 keeps ten bits of a mantissa, as float16 does."""
     assert probe.tolerance(("float32", "CUDA")) == probe.TOLERANCE["float16"]
