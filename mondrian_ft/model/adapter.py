@@ -259,17 +259,28 @@ class _Opened:
         """With the tensors.
 
         Raises:
-            AdapterError: the weights file is damaged, or holds tensors of another model.
+            AdapterError: the weights file is damaged, or holds tensors of another model or type.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load as from_bytes
 
         try:
-            arrays = layouts.from_peft(from_bytes(self.weights))
+            found = from_bytes(self.weights)
         except SafetensorError as error:
             raise AdapterError(
                 f"{self.folder / WEIGHTS} is damaged ({error}); train again"
             ) from None
+        except KeyError as error:  # numpy has no such type
+            found, kinds = {}, {str(error.args[0])}
+        else:
+            kinds = {str(value.dtype) for value in found.values()} - {"float32"}
+        if kinds:
+            raise AdapterError(
+                f"{self.folder / WEIGHTS} holds tensors of type {', '.join(sorted(kinds))}, where "
+                "an adapter directory has float32; give it to task=import_adapter"
+            )
+        try:
+            arrays = layouts.from_peft(found)
         except AdapterError as error:
             raise AdapterError(f"{self.folder}: {error}") from None
         tensors = {name: mx.array(value) for name, value in arrays.items()}

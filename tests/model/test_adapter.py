@@ -115,6 +115,22 @@ def truncate(folder: Path) -> None:
     reseal(folder)
 
 
+def pickled(folder: Path) -> None:
+    """What PyTorch writes, renamed; it is never unpickled."""
+    import pickle
+
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    reseal(folder)
+
+
+def in_bfloat16(folder: Path) -> None:
+    """A type that numpy does not know."""
+    path = str(folder / "adapter_model.safetensors")
+    found: Any = mx.load(path)
+    mx.save_safetensors(path, {name: value.astype(mx.bfloat16) for name, value in found.items()})
+    reseal(folder)
+
+
 def manifest(change: Any) -> Any:
     return lambda folder: edit_json(folder / "manifest.json", change)
 
@@ -139,6 +155,12 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "1 match nothing in the model, language_model.model.layers.9",
     ),
     "changed byte": (flip_byte, "the weights have hash .* the manifest says"),
+    "a pickle": (pickled, r"is damaged \(Error while deserializing"),
+    "bfloat16": (in_bfloat16, "tensors of type BF16, where an adapter directory has float32"),
+    "float16": (
+        tensors(lambda t: t.update({name: v.astype(np.float16) for name, v in t.items()})),
+        "holds tensors of type float16",
+    ),
     "cut file": (truncate, "adapter_model.safetensors is damaged"),
     "another base": (
         manifest(lambda m: m["base"].update(name="other", weights="0" * 16)),
