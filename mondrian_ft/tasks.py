@@ -230,6 +230,19 @@ class Register(Task):
 
 
 @dataclass
+class Verify(Task):
+    """Proves an adapter: its files, its base, and that it is applied as when it was saved."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory, or a version or channel of the registry, to verify."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.verify(self, config, run)
+
+
+@dataclass
 class Report(Task):
     """Finished runs -> experiments/<name>/: what they gave, in a table to decide under."""
 
@@ -289,6 +302,7 @@ TASKS: dict[str, type[Task]] = {
     "export": Export,
     "versions": Versions,
     "register": Register,
+    "verify": Verify,
     "report": Report,
     "sample_model": SampleModel,
 }

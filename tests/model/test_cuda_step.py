@@ -162,6 +162,8 @@ def test_only_models_that_the_kernels_take() -> None:
     from mlx_vlm.trainer.peft.dora_layers import DoRALinear
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
+    from mondrian_ft.model.lora import _dora_layer
+
     assert cuda_step._fits(_model())
     attn = _model().text.layers[0].self_attn
     assert cuda_step._fits(_model(q_proj=LoRALinear.from_base(attn.q_proj, r=4)))
@@ -176,6 +178,7 @@ def test_only_models_that_the_kernels_take() -> None:
         {"q_proj": odd},
         {"q_proj": nn.QuantizedLinear.from_linear(wide)},
         {"q_proj": DoRALinear.from_base(attn.q_proj, r=4)},
+        {"q_proj": _dora_layer().from_base(attn.q_proj, r=4, dropout=0.0, scale=2.0)},
         {"head_dim": 64},
         {"n_heads": 9},
         {"k_norm": SimpleNamespace(eps=1e-5, weight=mx.ones((128,), mx.bfloat16))},
