@@ -7,7 +7,6 @@ is silently not applied, or applied to something else, is the failure this proje
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..errors import AdapterError
 from ..files import atomic_write_bytes, atomic_write_json
+from ..identity import identity_hash
 from . import lora
 from .backend import mx
 from .base import Base
@@ -290,11 +290,6 @@ def export_peft(adapter: Adapter, folder: Path) -> Path:
     for name in (CONFIG, WEIGHTS):
         atomic_write_bytes(folder / name, (adapter.folder / name).read_bytes())
     return folder
-
-
-def identity_hash(weights: bytes, scale: float) -> str:
-    """64 hexadecimal digits that name an adapter: the weights file and the effective scale."""
-    return hashlib.sha256(weights + f"scale={scale!r}".encode()).hexdigest()
 
 
 def to_peft_name(name: str) -> str:
