@@ -80,8 +80,8 @@ def _point(link: Path, place: chain.Place | None, name: str) -> None:
     """Let the link mean what the channel means; no channel, no link."""
     if link.exists() and not link.is_symlink():
         raise RegistryError(
-            f"{link} is no link, so it cannot follow {ACTIVE}; move it away, or set registry.mirror "
-            "to another folder."
+            f"{link} is no link, so it cannot follow {ACTIVE}; move it away, or set "
+            "registry.mirror to another folder."
         )
     if place is None:
         link.unlink(missing_ok=True)
