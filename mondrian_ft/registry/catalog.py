@@ -69,10 +69,11 @@ def register(
         store.contents(source)  # before anything in it is opened
     digest = store.check_adapter(source)["hash"]
     with journal.locked(home):
-        entries = journal.settle(home, mirror)
+        entries = journal.settle(home)
         known = chain.registered(entries)
         for label, entry in known.items():
             if entry["hash"] == digest:
+                journal.settle(home, mirror)
                 return _version(home, entries, label)
         if foreign := [label for label in store.labels(home) if label not in known]:
             raise RegistryError(
@@ -180,13 +181,14 @@ def file_report(
         raise RegistryError(f"{report} cannot be read ({error.strerror}).") from error
     content = evidence.parse(data, report)
     with journal.locked(home):
-        entries = journal.settle(home, mirror)
+        entries = journal.settle(home)
         label = find(home, entries, version)
         digest = chain.registered(entries)[label]["hash"]
         if fault := evidence.fault(content, digest):
             raise RegistryError(f"{report} is no evidence for {label}: {fault}.")
         proof = evidence.about(label, data, content)
         if any(one.about["sha256"] == proof["sha256"] for one in evidence.filed(entries, label)):
+            journal.settle(home, mirror)
             return False
         try:
             staged = evidence.stage(home, data)

@@ -76,11 +76,12 @@ def promote(
         raise RegistryError("task.force=true needs task.reason, a sentence for the history.")
     seen = chain.current(chain.read(home)).get(channel)
     with journal.locked(home):
-        entries = journal.settle(home, mirror)
+        entries = journal.settle(home)
         label = find(home, entries, ref)
         entry = chain.registered(entries)[label]
         before = chain.current(entries).get(channel)
         if before is not None and before.version == label:
+            journal.settle(home, mirror)
             return Outcome(label, before, None, moved=False)
         store.check_unchanged(home / label, entry["files"])
         occupant = None if before is None else Occupant(before.version, before.hash)
@@ -155,7 +156,7 @@ def rollback(
     home = store.home_of(root, name)
     store.check_channel(channel)
     with journal.locked(home):
-        entries = journal.settle(home, mirror)
+        entries = journal.settle(home)
         stack = chain.stacks(entries).get(channel, [])
         if len(stack) < 2:
             what = f"means {stack[-1].version} and" if stack else "is empty and"
@@ -194,7 +195,7 @@ def prune(
     """
     home = store.home_of(root, name)
     with journal.locked(home):
-        entries = journal.settle(home, mirror)
+        entries = journal.settle(home)
         known = chain.registered(entries)
         old = list(known)[: max(0, len(known) - keep)]
         kept: dict[str, str] = {}
@@ -208,6 +209,8 @@ def prune(
             event |= {"versions": {label: known[label]["hash"] for label in gone}}
             event |= {"keep": keep, "facts": dict(facts or {})}
             journal.commit(home, entries, event, removes=gone, mirrored=mirror)
+        else:
+            journal.settle(home, mirror)
     return gone, {label: why for label, why in kept.items() if label in old}
 
 

@@ -237,13 +237,17 @@ def _latency(block: Mapping[str, Any], rules: Rules, rival: str) -> Reason:
     limit = f"{100 * rules.latency:g} %"
     if not isinstance(found, Mapping) or not found.get("interval"):
         n = found.get("n", 0) if isinstance(found, Mapping) else 0
-        said = f"Seconds per token were not measured beside {rival} (photographs: {n}), so {limit} "
-        return Reason("latency", True, said + "more is not known to be exceeded.")
+        said = (
+            f"Seconds per token were not measured beside {rival}'s on enough photographs ({n}), so "
+            f"nothing says that a token takes {limit} more time."
+        )
+        return Reason("latency", True, said)
     low, high = ((end - 1) * 100 for end in found["interval"])
+    more = 100 * (found["ratio"] - 1)
     said = (
-        f"A token takes {100 * (found['ratio'] - 1):+.0f} % of {rival}'s time (95 % interval "
-        f"{low:+.0f} to {high:+.0f} %) on {found['n']} photographs; more than {limit} at its lower "
-        "end is refused."
+        f"A token takes {abs(more):.0f} % {'more' if more >= 0 else 'less'} time than {rival}'s "
+        f"(95 % interval {low:+.0f} to {high:+.0f} %) on {found['n']} photographs; refused above "
+        f"{limit} at the lower end."
     )
     return Reason("latency", low / 100 <= rules.latency, said)
 
