@@ -25,19 +25,8 @@ from mondrian_ft.registry import Rules
 
 from .made import NAME, adapter, comparison
 
-STEPS = [
-    "replace",
-    "rename",
-    "link",
-    "symlink",
-    "unlink",
-    "rmdir",
-    "mkdir",
-    "chmod",
-    "fsync",
-    "truncate",
-    "ftruncate",
-]
+STEPS = ("replace", "rename", "link", "symlink", "unlink", "rmdir", "mkdir", "chmod")
+STEPS += ("fsync", "truncate", "ftruncate")
 
 
 class Place:
@@ -138,6 +127,7 @@ OPERATIONS: dict[str, Callable[[Place], None]] = {
     "rollback": Place.rollback,
     "prune": Place.prune,
     "evaluate": Place.evaluate,
+    "repair": Place.repair,
 }
 
 
@@ -212,11 +202,26 @@ def killed(place: Place, operation: Callable[[Place], None], step: int) -> bool:
     return False
 
 
+def leave_planned(place: Place, folder: Path) -> None:
+    """Kill a registration when it is planned and not yet in the history, for ``repair`` to do."""
+    events, before = len(registry.history(place.root, NAME)), folder / "before"
+    shutil.copytree(place.folder, before, symlinks=True)
+    step = 0
+    while not (place.home / ".pending.json").exists():
+        step += 1
+        shutil.rmtree(place.folder)
+        shutil.copytree(before, place.folder, symlinks=True)
+        assert killed(place, OPERATIONS["register"], step)
+    assert len(registry.history(place.root, NAME)) == events
+
+
 def main(folder: Path, name: str) -> int:
     """Prints findings, and returns how many deaths there were."""
     operation = OPERATIONS[name]
     first = Place(folder / "first")
     first.prepare()
+    if name == "repair":
+        leave_planned(first, folder)
     old = first.state()
     shutil.copytree(folder / "first", folder / "last", symlinks=True)
     last = Place(folder / "last")
