@@ -67,7 +67,7 @@ def test_each_photograph_meets_each_model_in_turn(lab, base, monkeypatch) -> Non
 
 
 def test_what_cannot_be_timed(lab, base, monkeypatch) -> None:
-    """Without an adapter or a photograph there is nothing; a short answer is left out everywhere."""
+    """No adapter or no photograph: nothing. A short answer is left out, of every arm."""
     features = FeatureStore(base.backbone)
     assert latency.measure(base, features, lab.examples(2), {}, photographs=2) == {}
     lab.attach(base)
