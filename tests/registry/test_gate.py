@@ -22,7 +22,8 @@ def judged(
     **how: Any,
 ) -> Decision:
     """The decision on a report on adapter 2 beside adapter 1."""
-    report = comparison(2, **({"against": 1} | how))
+    about: dict[str, Any] = {"against": 1} | how
+    report = comparison(2, **about)
     return decide(report, rules or Rules(), subject=subject, occupant=occupant)
 
 
