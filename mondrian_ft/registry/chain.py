@@ -78,13 +78,13 @@ def append(home: Path, entries: Sequence[Entry], event: Mapping[str, Any]) -> En
             while data:
                 data = data[os.write(handle, data) :]
             os.fsync(handle)
+            if not entries:
+                flush(home)  # the file is new
         except OSError:
             os.ftruncate(handle, before)
             raise
     finally:
         os.close(handle)
-    if not entries:
-        flush(home)
     return entry
 
 

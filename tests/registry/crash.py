@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mondrian_ft import registry
-from mondrian_ft.registry import Rules
+from mondrian_ft.registry import Rules, store
 
 from .made import NAME, adapter, comparison
 
@@ -86,7 +86,7 @@ class Place:
             registry.resolve(self.root, NAME, label)
         for entry in entries:
             if proof := entry.get("evidence"):
-                assert registry.store.sha256_file(self.home / proof["file"]) == proof["sha256"]
+                assert store.sha256_file(self.home / proof["file"]) == proof["sha256"]
         events = [(e["event"], e["version"], e.get("channel")) for e in entries]
         return {"channels": channels, "labels": labels, "events": events}
 
@@ -98,7 +98,7 @@ class Place:
         files = next(
             e["files"] for e in entries if e["event"] == "register" and e["version"] == label
         )
-        registry.store.check_unchanged(real, files)
+        store.check_unchanged(real, files)
         return label
 
     def leftovers(self) -> list[str]:

@@ -11,7 +11,18 @@ import pytest
 
 from mondrian_ft import registry
 from mondrian_ft.errors import RegistryError
-from mondrian_ft.registry import Lock, Outcome, Rules, history, promote, prune, rollback, serves
+from mondrian_ft.registry import (
+    Lock,
+    Outcome,
+    Rules,
+    history,
+    journal,
+    mirror,
+    promote,
+    prune,
+    rollback,
+    serves,
+)
 
 from .made import LOCK, NAME, adapter, comparison
 
@@ -247,13 +258,13 @@ def test_two_at_once(shelf: Shelf, monkeypatch) -> None:
     shelf.add(2, against=1)
     shelf.add(3, against=1)
     gate = threading.Barrier(2)
-    locked = registry.channels.journal.locked
+    locked = journal.locked
 
     def together(home: Path):
         gate.wait(10)
         return locked(home)
 
-    monkeypatch.setattr(registry.channels.journal, "locked", together)
+    monkeypatch.setattr(journal, "locked", together)
     done: dict[str, Outcome] = {}
 
     def work(version: str) -> None:
@@ -352,7 +363,7 @@ def test_the_mirror_copies_where_links_are_not_possible(shelf: Shelf, monkeypatc
     def link(*args: object, **kwargs: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(registry.mirror.os, "link", link)
+    monkeypatch.setattr(mirror.os, "link", link)
     models = shelf.folder / "models"
     source = adapter(shelf.folder / "a", 1)
     registry.register(shelf.root, NAME, source, facts={}, mirror=models)
