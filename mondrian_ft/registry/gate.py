@@ -209,14 +209,10 @@ def _score(block: Mapping[str, Any], rules: Rules, rival: str) -> Reason:
         return Reason("score", True, f"{said}; the interval excludes zero and the tests agree.")
     if state == "worse":
         return Reason("score", False, f"{said}: worse.")
-    key = f"registry.gate.{state}"
     passed = (rules.inconclusive if state == "inconclusive" else rules.no_worse) == ALLOW
-    what = (
-        "cannot be told apart (inconclusive)" if state == "inconclusive" else "no worse, not better"
-    )
-    return Reason(
-        "score", passed, f"{said}: {what}, which {key}={ALLOW if passed else REFUSE} has."
-    )
+    what = "inconclusive" if state == "inconclusive" else "no worse, but not better"
+    does = "allows" if passed else "refuses"
+    return Reason("score", passed, f"{said}: {what}, which registry.gate.{state} {does}.")
 
 
 def _moved(change: Mapping[str, Any], rival: str) -> str:
