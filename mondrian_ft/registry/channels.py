@@ -253,7 +253,13 @@ def _judge(
     first: tuple[Decision, evidence.Filed] | None = None
     for found in evidence.filed(entries, subject.version):
         report = evidence.read(home, found)
-        decision = gate.decide(report, rules, subject=subject, occupant=occupant)
+        try:
+            decision = gate.decide(report, rules, subject=subject, occupant=occupant)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RegistryError(
+                f"{home / found.about['file']}, the evidence of {found.version}, is no report of "
+                f"this program's ({error!r}); evaluate {found.version} again."
+            ) from error
         if decision.fits:
             return decision, found
         first = first or (decision, found)

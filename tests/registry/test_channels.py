@@ -191,6 +191,18 @@ def test_changed_evidence_is_none(shelf: Shelf) -> None:
     assert shelf.production is None
 
 
+def test_a_report_that_lacks_something(shelf: Shelf) -> None:
+    """One made by hand, or by another program, is told and not taken for a fault of ours."""
+    source = adapter(shelf.folder / "a", 1)
+    path = source / registry.REPORT
+    report = json.loads(path.read_text())
+    del report["evidence"]["change"]["score"]["state"]
+    path.write_text(json.dumps(report))
+    registry.register(shelf.root, NAME, source, facts={})
+    with pytest.raises(RegistryError, match=r"is no report of this program's .*'state'"):
+        shelf.promote("v1")
+
+
 # --- back
 
 
