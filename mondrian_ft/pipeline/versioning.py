@@ -32,6 +32,7 @@ def register(config: Config, run: Run, folder: Path) -> str:
     else:
         told = f"{name} {version.version} is this adapter already, byte for byte."
     run.console.print(told, markup=False)
+    run.record(registered={"name": name, "version": version.version})
     happened(run, "register", version=version.version, hash=version.hash, fresh=version.fresh)
     report = folder / registry.REPORT
     if not version.fresh and report.is_file():

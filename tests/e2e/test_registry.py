@@ -67,6 +67,7 @@ def served(cwd: Path) -> str:
     return version
 
 
+@pytest.mark.full
 def test_phase_6_as_written(made: Path) -> None:
     """v1, v2, evaluate both, switch, switch back; the link and the channel follow at once."""
     commands = phase_6()
