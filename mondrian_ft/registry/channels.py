@@ -246,25 +246,31 @@ def _judge(
     rules: Rules,
     occupant: Occupant | None,
 ) -> tuple[Decision, evidence.Filed | None]:
-    """The decision on the newest report that fits; where none does, what keeps the newest from it.
+    """The decision on the report that counts; where none fits, what keeps the newest from it.
 
-    Going by the newest, and not by the best, leaves no choice among repeated evaluations.
+    Of those that fit, it is the newest of those that judged the most rows. A look at a few rows
+    takes nothing from an evaluation of all of them, and going by the newest, and not by the best,
+    leaves no choice among repeated evaluations.
     """
     first: tuple[Decision, evidence.Filed] | None = None
+    best: tuple[Decision, evidence.Filed] | None = None
+    most = -1
     for found in evidence.filed(entries, subject.version):
         report = evidence.read(home, found)
         try:
             decision = gate.decide(report, rules, subject=subject, occupant=occupant)
+            rows = int((report["evidence"].get("judged_part") or {}).get("rows", 0))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RegistryError(
                 f"{home / found.about['file']}, the evidence of {found.version}, is no report of "
                 f"this program's ({error!r}); evaluate {found.version} again."
             ) from error
-        if decision.fits:
-            return decision, found
         first = first or (decision, found)
-    if first is not None:
-        return first
+        if decision.fits and rows > most:
+            best, most = (decision, found), rows
+    counts = best or first
+    if counts is not None:
+        return counts
     said = f"{subject.version} was never evaluated, or not since it was registered."
     return Decision.of((Reason("evidence", False, said),), fits=False), None
 

@@ -79,6 +79,7 @@ def comparison(
     lock: str | None = LOCK,
     base: dict[str, str] | None = BASE,
     fired: str | None = None,
+    rows: int = 18,
     date: str = "2026-01-02T03:04:05+00:00",
     **about: Any,
 ) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def comparison(
         "adapter_hash": digest(seed),
         "data_lock": lock,
         "base": base,
-        "judged_part": {"part": "test", "rows": 18, "of": 18},
+        "judged_part": {"part": "test", "rows": rows, "of": 18},
         "detections": [
             {"name": name, "fired": name == fired, "disqualifies": True, "sentence": "It is."}
             for name in ("recites", "one_critique")

@@ -145,6 +145,19 @@ def test_the_newest_evidence_counts_not_the_best(shelf: Shelf) -> None:
     assert shelf.promote("v1").moved
 
 
+def test_a_look_at_a_few_rows_takes_nothing_away(shelf: Shelf) -> None:
+    """eval.max_examples=4 after an evaluation of all rows once left only the four to go by."""
+    shelf.add(1)
+    shelf.judge("v1", 1, rows=4, gain=0.5, state="inconclusive", date="2026-02-02")
+    done = shelf.promote("v1")
+    assert done.moved
+    assert done.decision is not None
+    assert "18 of 18 rows" in done.decision.reasons[1].sentence
+    shelf.add(2, against=1, rows=4)
+    shelf.judge("v2", 2, against=1, state="worse", gain=-1.0)
+    assert not shelf.promote("v2").moved, "nor does a lucky look at a few count"
+
+
 def test_the_data_lock_is_the_current_one(shelf: Shelf) -> None:
     """The config's if it names one, else that of the newest evaluation here, of any version."""
     shelf.add(1)
