@@ -190,7 +190,7 @@ def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
             tensors do not fit, or it changes nothing. The model is then its base, as before.
     """
     adapter = read(folder)
-    _check_base(adapter, base)
+    check_base(adapter, base)
     trained_on = adapter.manifest.get("pixels", {}).get("fingerprint")
     if pixels is not None and trained_on is None:
         raise AdapterError(
@@ -296,7 +296,8 @@ def _read_weights(folder: Path, weights: bytes) -> dict[str, mx.array]:
     return {name: mx.array(value) for name, value in layouts.from_peft(arrays).items()}
 
 
-def _check_base(adapter: Adapter, base: Base) -> None:
+def check_base(adapter: Adapter, base: Base) -> None:
+    """Refuse a base or a quantisation that an adapter was not trained on."""
     trained = adapter.manifest.get("base", {})
     here = asdict(base.identity)
     if trained.get("weights") != here["weights"]:

@@ -60,7 +60,8 @@ class Foreign:
         layout: whose it is.
         spec: rank, strength and matrices, in our terms.
         tensors: by mlx-vlm's names and in its shapes, float32.
-        sha256: of the weights file.
+        file: name of the weights file.
+        sha256: of its bytes.
         assumed: sentences on what the files do not say or what was left out.
         last_layers: how many last layers its config speaks of; None for all or not said.
         base_bits: bits that its base was quantised to; None for not quantised or not said.
@@ -69,7 +70,8 @@ class Foreign:
     layout: str
     spec: LoraSpec
     tensors: dict[str, np.ndarray]
-    sha256: str
+    file: str = ""
+    sha256: str = ""
     assumed: tuple[str, ...] = ()
     last_layers: int | None = None
     base_bits: int | None = None
@@ -106,7 +108,7 @@ def read_foreign(source: Path, scale_rule: str | None = None) -> Foreign:
         )
     foreign = read(found, config, config_file, scale_rule)
     _check_pairs(weights, foreign)
-    return replace(foreign, sha256=hashlib.sha256(content).hexdigest())
+    return replace(foreign, file=weights.name, sha256=hashlib.sha256(content).hexdigest())
 
 
 def attach(base: Base, foreign: Foreign) -> LoraSpec:
@@ -341,7 +343,7 @@ def _peft(found: _Sorted, config: dict[str, Any], file: Path, _: str | None) -> 
         for matrix, parts in found.matrices.items()
         for part, value in parts.items()
     }
-    return Foreign(PEFT, spec, tensors, "", _with_general(assumed, found, spec))
+    return Foreign(PEFT, spec, tensors, assumed=_with_general(assumed, found, spec))
 
 
 def _vector(value: np.ndarray) -> np.ndarray:
@@ -352,9 +354,7 @@ def _vector(value: np.ndarray) -> np.ndarray:
 # --- MLX -------------------------------------------------------------------------------------
 
 
-def _mlx(
-    found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | None
-) -> Foreign:
+def _mlx(found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | None) -> Foreign:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise AdapterError(
@@ -376,8 +376,7 @@ def _mlx(
         found.layout,
         spec,
         _named(found),
-        "",
-        _with_general([], found, spec),
+        assumed=_with_general([], found, spec),
         last_layers=int(layers) if isinstance(layers, int) and layers > 0 else None,
         base_bits=_bits(config.get("base_quantization")),
     )
@@ -399,11 +398,10 @@ def _check_keys(found: _Sorted, keys: Any, file: Path) -> None:
     if not isinstance(keys, Sequence) or isinstance(keys, str):
         raise AdapterError(f"{file}: lora_parameters.keys is no list; restore the file")
     full = any(".layers." in f".{key}" for key in keys)
-    stated = {
-        _LAYERS + str(key).split("layers.", 1)[-1] if full else str(key)
-        for key in keys
+    stated = {_LAYERS + str(key).split("layers.", 1)[-1] if full else str(key) for key in keys}
+    there = {
+        name if full else name.split("layers.", 1)[1].split(".", 1)[1] for name in found.matrices
     }
-    there = {name if full else name.split("layers.", 1)[1].split(".", 1)[1] for name in found.matrices}
     missing, surplus = sorted(stated - there), sorted(there - stated)
     if missing or surplus:
         what = f"names {missing[0]}" if missing else f"does not name {surplus[0]}"
@@ -438,7 +436,7 @@ def _old(found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | N
         found, rank, _alpha_of(scale, rank), float(config.get("dropout") or 0), _kind_of(found)
     )
     told = f"the effective scale is {scale:g}, by task.scale_rule={scale_rule}"
-    return Foreign(found.layout, spec, _named(found), "", _with_general([told], found, spec))
+    return Foreign(found.layout, spec, _named(found), assumed=_with_general([told], found, spec))
 
 
 def _kind_of(found: _Sorted) -> str:
