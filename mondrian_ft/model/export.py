@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import atomic_write_bytes, atomic_write_json
-from . import imports, layouts, lora
+from . import foreign, imports, layouts, lora
 from .adapter import CONFIG, WEIGHTS, Adapter
 from .agreement import probe_logits
 from .base import Base, load_base
@@ -46,7 +46,7 @@ def logits_of_mlx(folder: Path, base: Base) -> dict[str, np.ndarray]:
 
 def logits_of_peft(folder: Path, base: Base) -> dict[str, np.ndarray]:
     """Probe logits of a base with an adapter that is read from a PEFT folder as a foreign one."""
-    imports.attach(base, imports.read_foreign(folder))
+    foreign.attach(base, imports.read_foreign(folder))
     try:
         return probe_logits(base)
     finally:

@@ -21,8 +21,7 @@ import numpy as np
 from ..errors import AdapterError
 from . import adapter as adapters
 from . import lora
-from .backend import mx, nn
-from .base import Base
+from .foreign import LAYERS, Foreign, check_pairs
 from .lora import LoraSpec
 from .safetensors_file import read_tensors
 
@@ -48,33 +47,7 @@ _PREFIXES = (
     "language_model.model.layers.",
     "model.layers.",
 )
-_LAYERS = "language_model.model.layers."
 _VISION = ("visual.", "vision_tower.", "vision_model.")
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """An adapter of another program, as read.
-
-    Attributes:
-        layout: whose it is.
-        spec: rank, strength and matrices, in our terms.
-        tensors: by mlx-vlm's names and in its shapes, float32.
-        file: name of the weights file.
-        sha256: of its bytes.
-        assumed: sentences on what the files do not say or what was left out.
-        last_layers: how many last layers its config speaks of; None for all or not said.
-        base_bits: bits that its base was quantised to; None for not quantised or not said.
-    """
-
-    layout: str
-    spec: LoraSpec
-    tensors: dict[str, np.ndarray]
-    file: str = ""
-    sha256: str = ""
-    assumed: tuple[str, ...] = ()
-    last_layers: int | None = None
-    base_bits: int | None = None
 
 
 def read_foreign(source: Path, scale_rule: str | None = None) -> Foreign:
@@ -95,51 +68,20 @@ def read_foreign(source: Path, scale_rule: str | None = None) -> Foreign:
     config_file = weights.parent / adapters.CONFIG
     if not config_file.is_file():
         raise AdapterError(
-            f"{config_file} is missing, and without it nobody can tell the scale of {weights.name}; "
-            "copy it beside the weights"
+            f"{config_file} is missing, and without it nobody can tell the scale of "
+            f"{weights.name}; copy it beside the weights"
         )
     config = _config(config_file)
     found = _sort(weights, arrays)
     read = {PEFT: _peft, MLX_VLM: _mlx, MLX_LM: _mlx, OLD: _old}[found.layout]
     if scale_rule is not None and (found.layout == PEFT or "lora_parameters" in config):
         raise AdapterError(
-            f"task.scale_rule={scale_rule} is set, but {config_file} states the scale itself; leave "
-            "task.scale_rule empty"
+            f"task.scale_rule={scale_rule} is set, but {config_file} states the scale itself; "
+            "leave task.scale_rule empty"
         )
     foreign = read(found, config, config_file, scale_rule)
-    _check_pairs(weights, foreign)
+    check_pairs(weights, foreign)
     return replace(foreign, file=weights.name, sha256=hashlib.sha256(content).hexdigest())
-
-
-def attach(base: Base, foreign: Foreign) -> LoraSpec:
-    """Put an imported adapter into a base's model; returns the specification it has there.
-
-    Matrices that the file leaves out where others of their kind are adapted get an update of zero.
-
-    Raises:
-        AdapterError: it was made for another base, by the numbers of layers, the shapes or the
-            quantisation. The model is then its base, as before.
-    """
-    depth = _check_fits(base, foreign)
-    spec = foreign.spec
-    if spec.layers == tuple(range(depth)):
-        spec = replace(spec, layers=None)
-    lora.attach(base.model, spec, seed=0)
-    try:
-        values = dict(foreign.tensors)
-        for name, fresh in lora.tensors(base.model).items():
-            if name not in values:
-                # B starts at zero and a magnitude at the matrix's own: no update, exactly.
-                values[name] = np.zeros(fresh.shape, np.float32)
-                if name.endswith(".m"):
-                    values[name] = np.array(fresh, np.float32)
-        lora.set_tensors(base.model, {name: mx.array(value) for name, value in values.items()})
-        base.model.eval()
-        mx.eval(base.model.parameters())
-    except BaseException:
-        lora.detach(base.model)
-        raise
-    return spec
 
 
 # --- which file, whose -----------------------------------------------------------------------
@@ -200,7 +142,7 @@ def _sort(file: Path, arrays: Mapping[str, np.ndarray]) -> _Sorted:
         prefix, inner = _prefix(file, name, matrix.removeprefix("base_model.model."))
         layouts.add(layout)
         prefixes.add(prefix)
-        parts = matrices.setdefault(f"{_LAYERS}{inner}", {})
+        parts = matrices.setdefault(f"{LAYERS}{inner}", {})
         if part in parts:
             raise AdapterError(f"{file} holds {name} twice, under two names; it is damaged")
         parts[part] = array
@@ -307,8 +249,8 @@ def _peft(found: _Sorted, config: dict[str, Any], file: Path, _: str | None) -> 
             raise AdapterError(f"{file}: {key} is {config[key]!r}: the adapter {sentence}")
     if config.get("bias", "none") != "none":
         raise AdapterError(
-            f"{file}: bias is {config['bias']!r}: the adapter has trained biases, which LoRA layers "
-            "here have none of; train again with bias=none"
+            f"{file}: bias is {config['bias']!r}: the adapter has trained biases, which LoRA "
+            "layers here have none of; train again with bias=none"
         )
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(_PEFT_STARTS):
@@ -398,9 +340,9 @@ def _check_keys(found: _Sorted, keys: Any, file: Path) -> None:
     if not isinstance(keys, Sequence) or isinstance(keys, str):
         raise AdapterError(f"{file}: lora_parameters.keys is no list; restore the file")
     full = any(".layers." in f".{key}" for key in keys)
-    stated = {_LAYERS + str(key).split("layers.", 1)[-1] if full else str(key) for key in keys}
+    stated = {LAYERS + str(key).split("layers.", 1)[-1] if full else str(key) for key in keys}
     there = {
-        name if full else name.split("layers.", 1)[1].split(".", 1)[1] for name in found.matrices
+        name if full else name.removeprefix(LAYERS).split(".", 1)[1] for name in found.matrices
     }
     missing, surplus = sorted(stated - there), sorted(there - stated)
     if missing or surplus:
@@ -479,107 +421,12 @@ def _with_general(assumed: list[str], found: _Sorted, spec: LoraSpec) -> tuple[s
 
 def _number(file: Path, config: Mapping[str, Any], key: str, kind: type) -> Any:
     value = config.get(key)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or (kind is int and value != int(value)):
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or (kind is int and value != int(value))
+    ):
         what = "a whole number" if kind is int else "a number"
         raise AdapterError(f"{file}: {key} is {value!r}, but it must be {what}; restore the file")
     return kind(value)
-
-
-def _check_pairs(file: Path, foreign: Foreign) -> None:
-    """Every matrix whole, and of the rank that the config states.
-
-    Raises:
-        AdapterError: half a pair, a magnitude too many or missing, or another rank.
-    """
-    parts = ("lora_a", "lora_b", "m") if foreign.spec.method == "dora" else ("lora_a", "lora_b")
-    ranks: dict[int, str] = {}
-    for matrix in sorted({name.rsplit(".", 1)[0] for name in foreign.tensors}):
-        have = {part: foreign.tensors.get(f"{matrix}.{part}") for part in ("lora_a", "lora_b", "m")}
-        if missing := [part for part in parts if have[part] is None]:
-            raise AdapterError(
-                f"{file}: {matrix} has no {missing[0]}; the file is incomplete, so copy it again"
-            )
-        if have["m"] is not None and "m" not in parts:
-            raise AdapterError(
-                f"{file}: {matrix} has a DoRA magnitude, but {adapters.CONFIG} does not speak of "
-                "DoRA; one of the two files belongs to another adapter"
-            )
-        a, b = have["lora_a"], have["lora_b"]
-        assert a is not None
-        assert b is not None
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-            raise AdapterError(
-                f"{file}: the two tensors of {matrix} have shapes {a.shape} and {b.shape} (inputs × "
-                "rank, rank × outputs), which cannot be multiplied; the file is damaged"
-            )
-        ranks.setdefault(a.shape[1], matrix)
-    if len(ranks) > 1:
-        told = ", ".join(f"{rank} ({matrix})" for rank, matrix in sorted(ranks.items()))
-        raise AdapterError(
-            f"{file} mixes ranks: {told}; an adapter here has one rank, so train again with one"
-        )
-    (rank,) = ranks
-    if rank != foreign.spec.rank:
-        raise AdapterError(
-            f"{file} has tensors of rank {rank}, but {adapters.CONFIG} speaks of "
-            f"{foreign.spec.rank}; one of the two files belongs to another adapter"
-        )
-
-
-def _check_fits(base: Base, foreign: Foreign) -> int:
-    """The base has these matrices, in these shapes, and the quantisation that was trained on.
-
-    Returns:
-        How many decoder layers the base has.
-    """
-    here = base.identity
-    if foreign.base_bits is not None and not here.quantization.startswith(f"{foreign.base_bits} "):
-        raise AdapterError(
-            f"the adapter was trained on a base quantised to {foreign.base_bits} bits, here "
-            f"{here.name} is quantised to: {here.quantization}; set model.quantize_bits or "
-            "model.path to match"
-        )
-    shapes: dict[str, tuple[int, int]] = {}
-    for name, module in base.model.named_modules():
-        if isinstance(module, nn.Linear | nn.QuantizedLinear) and name.startswith(_LAYERS):
-            shapes[name] = _dimensions(module)
-    depth = 1 + max(lora.layer_number(name) for name in shapes)
-    for name, value in foreign.tensors.items():
-        matrix, part = name.rsplit(".", 1)
-        if matrix not in shapes:
-            raise AdapterError(
-                f"the adapter has {matrix}, and {here.name} has no such matrix (it has {depth} "
-                "layers); set model.path to the base it was trained on"
-            )
-        inputs, outputs = shapes[matrix]
-        rank = foreign.spec.rank
-        expected = {"lora_a": (inputs, rank), "lora_b": (rank, outputs), "m": (outputs,)}[part]
-        if value.shape != expected:
-            raise AdapterError(
-                f"the adapter's {name} has shape {value.shape}, {here.name} needs {expected}; set "
-                "model.path to the base it was trained on"
-            )
-    stated, layers = foreign.last_layers, foreign.spec.layers
-    if stated is not None and layers != tuple(range(max(0, depth - stated), depth)):
-        raise AdapterError(
-            f"the adapter's config speaks of the last {stated} layers, its file of the layers "
-            f"{_span(layers)}, and {here.name} has {depth}; set model.path to the base it was "
-            "trained on, or restore its two files"
-        )
-    return depth
-
-
-def _dimensions(module: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a matrix, quantised or not."""
-    outputs, inputs = module.weight.shape
-    if isinstance(module, nn.QuantizedLinear):
-        inputs = inputs * 32 // module.bits
-    return inputs, outputs
-
-
-def _span(layers: tuple[int, ...] | None) -> str:
-    found = layers or ()
-    if len(found) > 1 and found == tuple(range(found[0], found[-1] + 1)):
-        return f"{found[0]} to {found[-1]}"
-    return ", ".join(map(str, found))

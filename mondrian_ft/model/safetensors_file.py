@@ -66,7 +66,7 @@ def _array(path: Path, name: str, entry: dict) -> np.ndarray:
         )
     if not np.isfinite(array).all():
         raise AdapterError(
-            f"{path}: {name} holds numbers that are not finite; the file is damaged or its training "
-            "diverged, so copy or train it again"
+            f"{path}: {name} holds numbers that are not finite; the file is damaged or its "
+            "training diverged, so copy or train it again"
         )
     return array.reshape(shape)

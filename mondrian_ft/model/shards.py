@@ -177,11 +177,11 @@ def _write(file: Path, entries: Sequence[Entry], form: str) -> None:
             stream.write(_to_bytes(array))
 
 
-def _to_bytes(array: mx.array) -> memoryview:
+def _to_bytes(array: mx.array) -> bytes:
     plain = mx.contiguous(array)
     if plain.dtype == mx.bfloat16:  # NumPy has no such type
         plain = plain.view(mx.uint16)
-    return memoryview(np.ascontiguousarray(np.array(plain))).cast("B")
+    return np.array(plain).tobytes()
 
 
 def _from_bytes(data: bytes, kind: str, shape: tuple[int, ...]) -> mx.array:

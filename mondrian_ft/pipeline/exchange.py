@@ -13,6 +13,7 @@ from ..model import adapter as adapters
 from ..model import combine, imports, lora
 from ..model.adapter import Adapter
 from ..model.backend import mx
+from ..model.foreign import attach as put_in
 from ..report import card, screen
 from .training import load_base_of, pixel_facts, pixel_settings
 from .versioning import find_adapter
@@ -44,7 +45,7 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
     folder = Path(task.output_dir) if task.output_dir else run.folder / "adapter"
     with building(folder) as made:
         base, _ = load_base_of(config, run)
-        spec = imports.attach(base, foreign)
+        spec = put_in(base, foreign)
         assumed = [
             f"the base is {base.identity.name}; only the shapes were compared",
             "pixels are prepared as configured now",
@@ -71,7 +72,7 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
     layers = "all" if spec.layers is None else ", ".join(map(str, spec.layers))
     lines = {
         "layout": f"{foreign.layout} ({foreign.file})",
-        "method": f"{adapters.NAMES[spec.method]}, rank {spec.rank}, effective scale {spec.scale:g}",
+        "method": f"{adapters.NAMES[spec.method]}, rank {spec.rank}, scale {spec.scale:g}",
         "matrices": ", ".join(spec.targets),
         "layers": layers,
         "tensors": str(len(foreign.tensors)),
@@ -225,6 +226,9 @@ def _settings(first: Adapter, second: Adapter) -> list[dict[str, Any]]:
     """Every recorded setting that differs, by dotted name; null where one does not say."""
     sides = [dict(_recorded(adapter)) for adapter in (first, second)]
     names = sorted(sides[0].keys() | sides[1].keys())
+    if not all(any(name.startswith("config.") for name in side) for side in sides):
+        # Against an adapter without a config every key of the other's would differ.
+        names = [name for name in names if not name.startswith("config.")]
     return [
         {"key": name, "values": [side.get(name) for side in sides]}
         for name in names
@@ -232,12 +236,17 @@ def _settings(first: Adapter, second: Adapter) -> list[dict[str, Any]]:
     ]
 
 
+_CONFIG_GROUPS = ("data", "model", "lora", "optimizer", "trainer")
+"""What can change an adapter."""
+
+
 def _recorded(adapter: Adapter) -> Iterator[tuple[str, Any]]:
     kept = ("base", "lora", "pixels", "prompts", "data_lock", "training", "versions", "advisor")
     yield from _flat("", {key: adapter.manifest.get(key) for key in kept})
     args = adapter.folder / "training_args.json"
     if args.is_file():
-        yield from _flat("config.", json.loads(args.read_text()))
+        config = json.loads(args.read_text())
+        yield from _flat("config.", {key: config.get(key) for key in _CONFIG_GROUPS})
 
 
 def _flat(prefix: str, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,6 @@ from ..model import export as exports
 from ..model.adapter import Adapter
 from ..model.agreement import Logits
 from ..model.backend import mx
-from ..model.base import Base
 from ..report import card, screen
 from .training import load_base_of
 from .versioning import find_adapter
@@ -35,8 +34,8 @@ _LOADED_BY = {
     "peft": "`PeftModel.from_pretrained` of PEFT loads it onto transformers' model as it is.",
     "mlx": "`mlx_vlm.generate --adapter-path` loads it.",
     "fused": "transformers and mlx-vlm load it as any model.",
-    "fused_4bit": "`mlx_vlm.load` loads it. **transformers does not**: it knows neither this layout "
-    "nor this quantisation, and would start from random weights with no more than a warning.",
+    "fused_4bit": "`mlx_vlm.load` loads it. transformers does not: it knows neither this layout "
+    "nor this quantisation.",
     "hf_base": "transformers and mlx-vlm load it as any model.",
 }
 
@@ -107,8 +106,8 @@ def _write_and_verify(
         else:
             spec, tensors = (adapter.spec, adapter.tensors) if adapter else (None, None)
             fuse.write_published(folder, base, spec=spec, tensors=tensors)
-    _write_card(task, folder, base, adapter, source)
     identity, dtype = asdict(base.identity), base.identity.dtype
+    stated = card.license_of(base.folder)
     with run.console.status("reading it back"):
         if task.format == "mlx":
             found = exports.logits_of_mlx(folder, base)
@@ -127,7 +126,10 @@ def _write_and_verify(
     if errors:
         facts["quantisation"] = errors
     facts["failed"] = _verdict(task, run, untouched, tuned, expected, found, folder)
-    _tell(run, facts["distance"])
+    distances = _told(facts["distance"])
+    for line in distances:
+        run.console.print(line, markup=False)
+    _write_card(task, folder, identity, stated, adapter, distances)
     return facts
 
 
@@ -149,8 +151,8 @@ def _check_error(
     )
     if share > task.max_error:
         sentence = (
-            f"merged and quantised, the model is {share:.2f} of the adapter's effect away from base "
-            f"+ adapter, over task.max_error={task.max_error:g}"
+            f"merged and quantised, the model is {share:.2f} of the adapter's effect away from "
+            f"base + adapter, over task.max_error={task.max_error:g}"
         )
         if not task.force:
             raise AdapterError(
@@ -224,25 +226,31 @@ def _computes_in_float32(folder: Path, task: tasks.Export) -> bool:
     return {entry.dtype for entry in read_entries(folder)} == {"F32"}
 
 
-def _tell(run: Run, distances: Mapping[str, Mapping[str, float]]) -> None:
-    for name, distance in distances.items():
-        run.console.print(
-            f"Read back, {name:<5} largest difference of a logit {distance['largest']:.2g} "
-            f"({distance['relative']:.1g} of the largest), same next token "
-            f"{distance['same_choice']:.0%}",
-            markup=False,
-        )
+def _told(distances: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """How far what was written is from base + adapter, a line for each input."""
+    return [
+        f"Read back, on {what}: largest difference of a logit {distance['largest']:.2g} "
+        f"({distance['relative']:.1g} of the largest logit), same next token for "
+        f"{distance['same_choice']:.0%} of the tokens."
+        for what, distance in (("a text", distances["text"]), ("a picture", distances["image"]))
+    ]
 
 
 def _write_card(
-    task: tasks.Export, folder: Path, base: Base, adapter: Adapter | None, source: Path | None
+    task: tasks.Export,
+    folder: Path,
+    identity: Mapping[str, Any],
+    stated: str | None,
+    adapter: Adapter | None,
+    distances: list[str],
 ) -> None:
-    stated = card.license_of(base.folder)
-    notes = [_LOADED_BY[task.format]]
-    if adapter is None or source is None:
-        text = card.base_card(asdict(base.identity), license=stated, notes=notes)
+    notes = [_LOADED_BY[task.format], *distances]
+    if adapter is None:
+        text = card.base_card(identity, license=stated, notes=notes)
     else:
-        report = source / "evaluation" / "comparison_report.json"
+        if task.format in ("fused", "fused_4bit"):
+            notes.append("The evaluation below is of base and adapter before they were merged.")
+        report = adapter.folder / "evaluation" / "comparison_report.json"
         evaluated = json.loads(report.read_text()) if report.is_file() else None
         kind = {"peft": "adapter"}.get(task.format, str(task.format))
         text = card.card(adapter.manifest, evaluated, kind=kind, license=stated, notes=notes)

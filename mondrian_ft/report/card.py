@@ -44,7 +44,7 @@ def card(
         "",
         f"# Photographic critiques, {advisor}",
         "",
-        f"{sentence.format(base=name)}{rows}.",
+        f"{sentence.format(base=name, method=_METHODS[manifest['lora']['method']])}{rows}.",
         "",
         *(line for note in notes for line in (note, "")),
         "| | |",
@@ -84,11 +84,11 @@ def base_card(identity: Mapping[str, Any], *, license: str | None, notes: Sequen
 KINDS: dict[str, tuple[dict[str, str], str]] = {
     "adapter": (
         {"library_name": "peft", "tags": "[lora, photography, mondrian_ft]"},
-        "A LoRA adapter for {base}",
+        "A {method} adapter for {base}",
     ),
     "mlx": (
         {"library_name": "mlx", "tags": "[lora, mlx, photography, mondrian_ft]"},
-        "A LoRA adapter for {base} in mlx-vlm's layout",
+        "A {method} adapter for {base} in mlx-vlm's layout",
     ),
     "fused": (
         {
@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[dict[str, str], str]] = {
             "library_name": "transformers",
             "tags": "[lora, photography, mondrian_ft]",
         },
-        "{base} with a LoRA adapter merged into its weights",
+        "{base} with a {method} adapter merged into its weights",
     ),
     "fused_4bit": (
         {
@@ -104,10 +104,13 @@ KINDS: dict[str, tuple[dict[str, str], str]] = {
             "library_name": "mlx",
             "tags": "[lora, mlx, 4-bit, photography, mondrian_ft]",
         },
-        "{base} with a LoRA adapter merged into its weights, quantised",
+        "{base} with a {method} adapter merged into its weights, quantised",
     ),
 }
 """The Hub's metadata of each kind of folder, and what a card calls it."""
+
+
+_METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 
 
 def shown_name(name: str) -> str:
