@@ -58,6 +58,11 @@ class Base:
         """The mlx-vlm module that LoRA layers are put into."""
         return self.backbone.model
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weights are the embedding's."""
+        return bool(self.backbone.model.language_model.args.tie_word_embeddings)
+
     @cached_property
     def encoder(self) -> Encoder:
         """Texts to token ids, by the model's tokenizer and chat template."""

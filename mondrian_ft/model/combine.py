@@ -117,7 +117,7 @@ def _core(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     a = Q L and b = R P with orthonormal Q and P, so a[:, i] b[i] has the norm of L[:, i] R[i].
     """
-    return np.linalg.qr(a, mode="r"), np.linalg.qr(b.T, mode="r").T
+    return np.linalg.qr(a)[1], np.linalg.qr(b.T)[1].T
 
 
 def average(

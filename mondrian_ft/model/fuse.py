@@ -70,7 +70,7 @@ def write_published(
         ModelError: a matrix of the adapter is not in the folder's files.
         OSError: the disk is full.
     """
-    tied = bool(base.model.language_model.args.tie_word_embeddings)
+    tied = base.tied
     entries, left = [], {name.rsplit(".", 1)[0] for name in tensors or {}}
     for name, entry in _float_entries(base):
         if tied and name == "language_model.lm_head.weight":
@@ -323,7 +323,7 @@ def write_quantized(folder: Path, base: Base, *, largest: int = shards.LARGEST) 
     shards.write_model(folder, entries, form="mlx", largest=largest)
     _copy_rest(base.folder, folder)
     config = json.loads((base.folder / "config.json").read_text())
-    tied = bool(base.model.language_model.args.tie_word_embeddings)
+    tied = base.tied
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
     config.pop("quantization_config", None)
     config["quantization"] = _quantization(base.model)

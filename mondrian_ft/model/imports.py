@@ -357,7 +357,7 @@ def _check_keys(found: _Sorted, keys: Any, file: Path) -> None:
 def _bits(quantization: Any) -> int | None:
     if not isinstance(quantization, dict):
         return None
-    found = {value.get("bits") for value in quantization.values() if isinstance(value, dict)}
+    found = [v["bits"] for v in quantization.values() if isinstance(v, dict) and "bits" in v]
     return int(max(found)) if found else None
 
 
