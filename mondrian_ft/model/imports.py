@@ -142,17 +142,17 @@ def _sort(file: Path, arrays: Mapping[str, np.ndarray]) -> _Sorted:
         prefix, inner = _prefix(file, name, matrix.removeprefix("base_model.model."))
         layouts.add(layout)
         prefixes.add(prefix)
+        if len(layouts) > 1 or len(prefixes) > 1:
+            what = sorted(layouts) if len(layouts) > 1 else sorted(prefixes)
+            raise AdapterError(
+                f"{file} mixes {' and '.join(what)} names, as no program writes them; save it again"
+            )
         parts = matrices.setdefault(f"{LAYERS}{inner}", {})
         if part in parts:
             raise AdapterError(f"{file} holds {name} twice, under two names; it is damaged")
         parts[part] = array
     if not matrices:
         raise AdapterError(f"{file} holds no LoRA tensors, so there is nothing to import")
-    if len(layouts) > 1 or len(prefixes) > 1:
-        what = sorted(layouts) if len(layouts) > 1 else sorted(prefixes)
-        raise AdapterError(
-            f"{file} mixes {' and '.join(what)} names, as no program writes them; save it again"
-        )
     layout, text_only = layouts.pop(), prefixes.pop() == "model.layers."
     if layout == MLX_VLM and text_only:
         layout = MLX_LM
@@ -259,7 +259,7 @@ def _peft(found: _Sorted, config: dict[str, Any], file: Path, _: str | None) -> 
             "when its first matrices were taken out of it; save it with PEFT's "
             "path_initial_model_for_weight_conversion, which makes a plain one of it"
         )
-    rank = _number(file, config, "r", int)
+    rank = _rank(file, config, "r")
     alpha = _number(file, config, "lora_alpha", float)
     assumed = [
         f"{key}={value!r} in {adapters.CONFIG} is not known here and was not used"
@@ -279,7 +279,7 @@ def _peft(found: _Sorted, config: dict[str, Any], file: Path, _: str | None) -> 
             f"rsLoRA with DoRA, alpha {stated:g}: kept as DoRA of alpha {alpha:g}, which is the "
             "same effective scale"
         )
-    spec = _spec(found, rank, alpha, float(config.get("lora_dropout") or 0), method)
+    spec = _spec(found, rank, alpha, _dropout(file, config, "lora_dropout"), method)
     tensors = {
         f"{matrix}.{part}": np.ascontiguousarray(_vector(value) if part == "m" else value.T)
         for matrix, parts in found.matrices.items()
@@ -308,9 +308,9 @@ def _mlx(found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | N
         return _old(found, config, file, scale_rule)
     if not isinstance(settings, dict):
         raise AdapterError(f"{file}: lora_parameters is no object; restore the file")
-    rank = _number(file, settings, "rank", int)
+    rank = _rank(file, settings, "rank")
     scale = _number(file, settings, "scale", float)
-    dropout = float(settings.get("dropout") or 0)
+    dropout = _dropout(file, settings, "dropout")
     _check_keys(found, settings.get("keys"), file)
     layers = config.get("num_layers", -1)
     spec = _spec(found, rank, _alpha_of(scale, rank), dropout, kind)
@@ -363,7 +363,7 @@ def _bits(quantization: Any) -> int | None:
 
 def _old(found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | None) -> Foreign:
     """``{"rank", "alpha", "dropout"}``: the file does not say what alpha was made of."""
-    rank = _number(file, config, "rank", int)
+    rank = _rank(file, config, "rank")
     alpha = _number(file, config, "alpha", float)
     scales = {"alpha": alpha, "alpha_over_rank": alpha / rank}
     if scale_rule is None:
@@ -375,7 +375,7 @@ def _old(found: _Sorted, config: dict[str, Any], file: Path, scale_rule: str | N
         )
     scale = scales[scale_rule]
     spec = _spec(
-        found, rank, _alpha_of(scale, rank), float(config.get("dropout") or 0), _kind_of(found)
+        found, rank, _alpha_of(scale, rank), _dropout(file, config, "dropout"), _kind_of(found)
     )
     told = f"the effective scale is {scale:g}, by task.scale_rule={scale_rule}"
     return Foreign(found.layout, spec, _named(found), assumed=_with_general([told], found, spec))
@@ -417,6 +417,17 @@ def _with_general(assumed: list[str], found: _Sorted, spec: LoraSpec) -> tuple[s
             "update of zero"
         )
     return tuple(told)
+
+
+def _rank(file: Path, config: Mapping[str, Any], key: str) -> int:
+    rank = _number(file, config, key, int)
+    if rank < 1:
+        raise AdapterError(f"{file}: {key} is {rank}, but it must be 1 or more; restore the file")
+    return rank
+
+
+def _dropout(file: Path, config: Mapping[str, Any], key: str) -> float:
+    return _number(file, config, key, float) if config.get(key) else 0.0
 
 
 def _number(file: Path, config: Mapping[str, Any], key: str, kind: type) -> Any:
