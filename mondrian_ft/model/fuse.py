@@ -73,8 +73,6 @@ def write_published(
     tied = base.tied
     entries, left = [], {name.rsplit(".", 1)[0] for name in tensors or {}}
     for name, entry in _float_entries(base):
-        if tied and name == "language_model.lm_head.weight":
-            continue
         matrix = name.removesuffix(".weight")
         if spec is not None and tensors is not None and matrix in left:
             left.discard(matrix)
@@ -121,6 +119,8 @@ def _float_entries(base: Base) -> Iterator[tuple[str, Entry]]:
     in_mlx_layout = any(entry.name == _PATCHES for entry in stored)
     for name, entry in found.items():
         matrix, _, part = name.rpartition(".")
+        if base.tied and matrix == "language_model.lm_head":
+            continue  # the embedding once more
         if part in ("scales", "biases") and f"{matrix}.scales" in found:
             continue
         if f"{matrix}.scales" in found:
@@ -173,10 +173,15 @@ def _requantized(base: Base, matrix: str, entry: Entry) -> Entry:
 
 
 def _module(model: Any, name: str) -> Any:
-    """The base's module of this name; below a LoRA layer, if there is one."""
+    """The base's module of this name, below a LoRA layer if there is one; None for no module."""
     found: Any = model
     for part in name.split("."):
-        found = found[int(part)] if isinstance(found, list) else found[part]
+        if isinstance(found, list):
+            found = found[int(part)] if int(part) < len(found) else None
+        else:
+            found = found.get(part)
+        if found is None:
+            return None
     return found["linear"] if "lora_a" in found else found
 
 
