@@ -175,6 +175,8 @@ def _write(file: Path, entries: Sequence[Entry], form: str) -> None:
             if tuple(array.shape) != entry.shape or type_name(array.dtype) != entry.dtype:
                 raise ValueError(f"{entry.name} is not what its entry says")
             stream.write(_to_bytes(array))
+            del array
+            mx.clear_cache()
 
 
 def _to_bytes(array: mx.array) -> bytes:

@@ -138,6 +138,12 @@ def ask(
         )
     if adapter is not None:
         arms_of.check_unseen(adapter, rows)
+        if adapter.manifest.get("trained_on") is None:
+            run.warn(
+                f"{adapter.folder.name} does not say which photographs it was trained on, so some "
+                "of these may be among them; figures of an imported adapter hold only for "
+                "photographs that you know it never saw"
+            )
     examples = encode_rows(config, run, base, rows)
     if not examples:
         raise DataError("every held-out row is too long for the model; lower data.max_pixels")

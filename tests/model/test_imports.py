@@ -328,7 +328,7 @@ def tensor(name: str, value: Any = None) -> Callable[[Source], None]:
     return lambda source: source.arrays.update({name: array})
 
 
-def without(name: str) -> Callable[[Source], None]:
+def without(name: str) -> Callable[[Source], Any]:
     return lambda source: source.arrays.pop(name)
 
 

@@ -33,8 +33,8 @@ def torch_is_there() -> None:
     with warnings.catch_warnings():
         # What PyTorch and PEFT deprecate of their own is theirs to mend.
         warnings.simplefilter("ignore")
-        import peft  # noqa: F401
-        import torch
+        import peft  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(2)
 

@@ -72,7 +72,7 @@ def ours(base: Any, rows: Rows) -> list[np.ndarray]:
 
 def theirs(model: Any, rows: Rows, *, image_token: int, pad: int) -> list[np.ndarray]:
     """The same of a transformers or PEFT model."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     model.eval()
     found = []
@@ -88,7 +88,7 @@ def torch_inputs(batch: Rows, image_token: int, pad: int) -> dict[str, Any]:
 
     ``mm_token_type_ids`` says where pictures are; without it the positions would be wrong.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     tokens = batch.padded(pad)
     mask = np.arange(tokens.shape[1])[None] < np.array(batch.lengths)[:, None]
@@ -120,7 +120,7 @@ def assert_differ(mine: list[np.ndarray], other: list[np.ndarray]) -> None:
 
 def load_reference(folder: Path) -> Any:
     """transformers' own Qwen3-VL from a folder, nothing missing and nothing left over."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import Qwen3VLForConditionalGeneration
 
     model, info = Qwen3VLForConditionalGeneration.from_pretrained(

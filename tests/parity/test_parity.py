@@ -85,7 +85,7 @@ def test_peft_loads_our_directory_untouched(
     lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str
 ) -> None:
     """Every tensor under a key that PEFT asks for (others only warn), and the same numbers."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
     folder = saved(lab, base, tmp_path / "adapter", method=method)
     reference = load_reference(base.folder)
@@ -105,7 +105,7 @@ def test_the_fused_folder_is_base_and_adapter(
     lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str
 ) -> None:
     """In transformers, in mlx-vlm's own loader and in ours; in several files with an index."""
-    from mlx_vlm import load
+    from mlx_vlm.utils import load
 
     from mondrian_ft.model.base import load_base
     from mondrian_ft.model.qwen3_vl import Qwen3VL
@@ -161,8 +161,8 @@ def test_what_peft_trains_is_imported(
     base: Any, rows: Rows, tmp_path: Path, options: dict[str, Any], targets: str
 ) -> None:
     """A few real steps in PyTorch, saved by PEFT, read here: the same logits."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+    import torch  # pyright: ignore[reportMissingImports]
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=12, target_modules=TARGETS[targets], **options)
@@ -190,7 +190,7 @@ def test_what_peft_trains_is_imported(
 
 def test_all_linear_reaches_the_tower_and_is_refused(base: Any, tmp_path: Path) -> None:
     """PEFT's "all-linear" adapts the vision tower too; that is told, not dropped."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     from mondrian_ft.errors import AdapterError
 
