@@ -260,7 +260,7 @@ class ImportAdapter(Task):
 
 @dataclass
 class Diff(Task):
-    """Two adapters compared: settings, data, base, metrics, and what each adds to the weights."""
+    """Two adapters compared: settings, data, metrics, and what each adds to the weights."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory, or a version or channel of the registry; needed."""
