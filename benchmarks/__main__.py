@@ -12,10 +12,11 @@ from datetime import date
 from pathlib import Path
 
 # Imports what each entry needs when it runs; the training step measures processes of their own.
-from . import decode, large_database, measure, pieces, similar, training_step
+from . import decode, large_database, main_job, measure, pieces, similar, training_step
 
 ENTRIES = {
     "training_step": training_step.run,
+    "main_job": main_job.run,
     **pieces.ENTRIES,
     "decode": decode.sample,
     "similar": similar.run,
@@ -51,7 +52,8 @@ def main() -> None:
     for name in arguments.entries or [n for n in ENTRIES if n not in ON_REQUEST]:
         entry = ENTRIES[name](arguments.repeats)
         if not arguments.dry:
-            entry = {"measured": date.today().isoformat(), **entry}
+            command = f"python -m benchmarks {name} --repeats {arguments.repeats}"
+            entry = {"measured": date.today().isoformat(), "command": command, **entry}
             print(f"recorded in {measure.record(name, entry).relative_to(training_step.ROOT)}\n")
 
 

@@ -161,7 +161,7 @@ class Train(Task):
 
 @dataclass
 class Evaluate(Task):
-    """Base against tuned on held-out photographs -> comparison_report.json and report.html."""
+    """Base against tuned on held-out photographs -> comparison_report.json, report.html."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory to judge; null judges the base alone."""
@@ -174,7 +174,7 @@ class Evaluate(Task):
 
 @dataclass
 class Assess(Task):
-    """A local page for a person's blind comparison of base and tuned -> assessments.jsonl."""
+    """A local page for a blind comparison by a person -> assessments.jsonl."""
 
     report: str | None = _path(or_name=True)
     """What to judge: a comparison_report.json, a run folder, an adapter directory, or a version or
@@ -260,7 +260,7 @@ class ImportAdapter(Task):
 
 @dataclass
 class Diff(Task):
-    """Two adapters compared: settings, data, metrics, and what each adds to the weights."""
+    """Two adapters compared: settings, data, metrics, what each adds to the weights."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory, or a version or channel of the registry; needed."""
@@ -335,6 +335,19 @@ class Register(Task):
 
 
 @dataclass
+class Verify(Task):
+    """Proves an adapter: its files, its base, and that it is applied as when saved."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory, or a version or channel of the registry, to verify."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.verify(self, config, run)
+
+
+@dataclass
 class Report(Task):
     """Finished runs -> experiments/<name>/: what they gave, in a table to decide under."""
 
@@ -397,6 +410,7 @@ TASKS: dict[str, type[Task]] = {
     "average": Average,
     "versions": Versions,
     "register": Register,
+    "verify": Verify,
     "report": Report,
     "sample_model": SampleModel,
 }

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from mondrian_ft import __main__ as entry
+from mondrian_ft.data.pixels import PixelSettings
 from mondrian_ft.files import building, sha256_file
 from mondrian_ft.model import adapter as adapters
 from mondrian_ft.model import agreement, export, fuse, lora, shards
 from mondrian_ft.model.base import load_base
+from mondrian_ft.pipeline.probing import probe_inputs
+from mondrian_ft.pipeline.training import pixel_facts
 
 Typed = Callable[..., int]
 
@@ -45,11 +48,13 @@ def typed(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Typed:
 def make(lab: Any, base: Any, folder: Path, *, facts: Any = None, **changes: Any) -> Path:
     """An adapter directory; the model is its base again."""
     spec = lab.attach(base, **changes)
+    settings = PixelSettings(4096, 24576)
     adapters.save(
         folder,
         base,
         spec,
-        pixels={"min_pixels": 4096, "max_pixels": 24576, "fingerprint": "f" * 16},
+        pixels=pixel_facts(base, settings),
+        probe=probe_inputs(base, settings),
         prompts=["p" * 16],
         data_lock="d" * 64,
         facts={"advisor": "ansel", "trained_on": ["1", "2"], **(facts or {})},
@@ -245,10 +250,11 @@ def test_an_adapter_that_half_precision_swallows(lab, typed, tmp_path, capsys) -
             tmp_path / scale,
             base,
             spec,
-            pixels={"min_pixels": 1, "max_pixels": 2},
+            pixels=pixel_facts(base, PixelSettings(4096, 24576)),
             prompts=[],
             data_lock="d",
             facts={},
+            probe=probe_inputs(base, PixelSettings(4096, 24576)),
         )
         lora.detach(base.model)
     argv = ("task=export", "task.format=fused", f"model.path={half}")

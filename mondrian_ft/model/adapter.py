@@ -21,17 +21,18 @@ import numpy as np
 
 from ..errors import AdapterError
 from ..files import atomic_write_bytes, atomic_write_json
-from . import layouts, lora
+from . import layouts, lora, proof
+from . import probe as probes
 from .backend import mx
 from .base import Base
 from .lora import LoraSpec
-from .qwen3_vl import Inputs
+from .probe import ProbeInput, ProbeInputs
+from .proof import Check, require
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
-NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
-"""How people write the methods."""
 _VERSION = 1
-_PROBE_TEXT = "The horizon is level, the light is low, and the near rocks lead to a far ridge."
+_PLAIN_TEXT = "The horizon is level, the light is low, and the near rocks lead to a far ridge."
+"""What is tried where no probe is given."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def save(
     prompts: Sequence[str],
     data_lock: str,
     facts: Mapping[str, Any],
+    probe: ProbeInputs | None = None,
 ) -> Adapter:
     """Write the LoRA layers that are in a base's model as an adapter directory.
 
@@ -73,12 +75,17 @@ def save(
         prompts: fingerprints of the prompts it was trained on.
         data_lock: which rows were in which part.
         facts: more for the manifest, such as how it was trained (JSON types).
+        probe: what its proof is made with; without them the manifest holds none, and the
+            adapter can be loaded only where none is asked for.
 
     Raises:
-        AdapterError: the adapter changes nothing; nothing is written.
+        AdapterError: the adapter changes nothing, or gives no numbers; nothing is written.
         MondrianError: the folder cannot be written.
     """
-    check_effect(base)
+    logits = probes.run(base, probe.inputs if probe else _plain_inputs(base))
+    for check in proof.of_effect(logits):
+        if not check.holds:
+            raise AdapterError(check.refusal)
     tensors = {
         name: np.array(value, np.float32) for name, value in lora.tensors(base.model).items()
     }
@@ -91,6 +98,7 @@ def save(
     manifest = {
         "version": _VERSION,
         "hash": digest,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": asdict(base.identity),
         "lora": {
@@ -108,6 +116,7 @@ def save(
         "prompts": sorted(prompts),
         "data_lock": data_lock,
         "versions": _versions(),
+        "probe": probes.record(base, probe, logits) if probe else None,
         **facts,
     }
     # The manifest comes last: a directory that has one has everything it speaks of.
@@ -121,6 +130,164 @@ def read(folder: Path) -> Adapter:
     Raises:
         AdapterError: a file is missing, damaged, or not what the manifest says.
     """
+    opened = _open(folder)
+    require(folder, opened.checks())
+    return opened.adapter()
+
+
+def load(
+    folder: Path, base: Base, *, probe: ProbeInputs | None = None, pixels: str | None = None
+) -> Adapter:
+    """Put an adapter directory into a base's model, and see that it does what it did when saved.
+
+    Args:
+        folder: the adapter directory.
+        base: without an adapter in it.
+        probe: the probe as it is made here; run and compared with the manifest's. None only where
+            there is no pixel or prompt pipeline that could make one.
+        pixels: fingerprint of the pixel pipeline it will be used with; the probe's where there is
+            one, and compared where given.
+
+    Raises:
+        AdapterError: it is damaged, was made for another base, quantisation, pixels or prompts, its
+            tensors do not fit, it changes nothing, or other logits come out of it. The model is
+            then its base, as before.
+    """
+    adapter = read(folder)
+    require(folder, _before(adapter.manifest, base, probe, pixels))
+    try:
+        lora.attach(base.model, adapter.spec, seed=0)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from None
+    try:
+        require(folder, _within(adapter, base))
+        _put_in(adapter, base)
+        require(folder, _after(adapter.manifest, base, probe))
+    except BaseException:
+        lora.detach(base.model)
+        raise
+    return adapter
+
+
+def examine(folder: Path, base: Base, probe: ProbeInputs) -> list[Check]:
+    """Every check of :func:`load`, those after a failed one as well as far as they can be made.
+
+    The model is its base before and after.
+
+    Raises:
+        AdapterError: the model carries an adapter already.
+    """
+    try:
+        opened = _open(folder)
+    except AdapterError as error:
+        return [Check("files", "an adapter directory", "none", _without(folder, error))]
+    found = [Check("files", "an adapter directory", "an adapter directory"), *opened.checks()]
+    found += _before(opened.manifest, base, probe, None)
+    try:
+        adapter = opened.adapter()
+    except AdapterError as error:
+        return [*found, Check("weights", "readable", "not readable", _without(folder, error))]
+    try:
+        lora.attach(base.model, adapter.spec, seed=0)
+    except AdapterError as error:
+        return [*found, Check("matrices", "those of the base", "others", str(error))]
+    try:
+        fits = list(_within(adapter, base))
+        found += fits
+        if all(check.holds for check in fits if check.name != "scale in effect"):
+            _put_in(adapter, base)
+            found += _after(adapter.manifest, base, probe)
+    except AdapterError as error:
+        found.append(Check("logits", "computed", "none", _without(folder, error)))
+    finally:
+        lora.detach(base.model)
+    return found
+
+
+@contextmanager
+def applied(
+    folder: Path, base: Base, *, probe: ProbeInputs | None = None, pixels: str | None = None
+) -> Iterator[Adapter]:
+    """This adapter instead of whatever is in the model, for the length of the block.
+
+    Raises:
+        AdapterError: as :func:`load`; what was in the model is in it again then, too.
+    """
+    with lora.without_adapter(base.model):
+        adapter = load(folder, base, probe=probe, pixels=pixels)
+        try:
+            yield adapter
+        finally:
+            lora.detach(base.model)
+
+
+def identity_hash(weights: bytes, scale: float) -> str:
+    """64 hexadecimal digits that name an adapter: the weights file and the effective scale."""
+    return hashlib.sha256(weights + f"scale={scale!r}".encode()).hexdigest()
+
+
+def _peft_method(config: Mapping[str, Any]) -> str:
+    if config.get("use_dora"):
+        return "dora"
+    return "rslora" if config.get("use_rslora") else "lora"
+
+
+def _weights_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The weights file: no time, path or config in it, so equal training gives equal bytes."""
+    from safetensors.numpy import save as to_bytes
+
+    return to_bytes(layouts.to_peft(tensors), {"format": "pt"})
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The three files of an adapter directory, each readable by itself."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    hash: str
+    spec: LoraSpec
+    config: LoraSpec
+    weights: bytes
+
+    def checks(self) -> Iterator[Check]:
+        """Whether they belong together."""
+        found = identity_hash(self.weights, self.spec.scale)
+        return proof.of_record(self.spec, self.config, self.manifest, self.weights, found)
+
+    def adapter(self) -> Adapter:
+        """With the tensors.
+
+        Raises:
+            AdapterError: the weights file is damaged, or holds tensors of another model or type.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load as from_bytes
+
+        try:
+            found = from_bytes(self.weights)
+        except SafetensorError as error:
+            raise AdapterError(
+                f"{self.folder / WEIGHTS} is damaged ({error}); train again"
+            ) from None
+        except KeyError as error:  # numpy has no such type
+            found, kinds = {}, {str(error.args[0])}
+        else:
+            kinds = {str(value.dtype) for value in found.values()} - {"float32"}
+        if kinds:
+            raise AdapterError(
+                f"{self.folder / WEIGHTS} holds tensors of type {', '.join(sorted(kinds))}, where "
+                "an adapter directory has float32; give it to task=import_adapter"
+            )
+        try:
+            arrays = layouts.from_peft(found)
+        except AdapterError as error:
+            raise AdapterError(f"{self.folder}: {error}") from None
+        tensors = {name: mx.array(value) for name, value in arrays.items()}
+        return Adapter(self.folder, self.hash, self.spec, tensors, self.manifest)
+
+
+def _open(folder: Path) -> _Opened:
     for name in (MANIFEST, CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             what = "does not exist" if not folder.exists() else f"holds no {name}"
@@ -129,7 +296,6 @@ def read(folder: Path) -> Adapter:
                 "wrote, or a registered version"
             )
     manifest, config = _json(folder / MANIFEST), _json(folder / CONFIG)
-    weights = (folder / WEIGHTS).read_bytes()
     try:
         for key in ("base", "lora", "pixels"):
             if not isinstance(manifest.get(key, {}), dict):
@@ -157,166 +323,55 @@ def read(folder: Path) -> Adapter:
         ) from None
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}; restore it or train again") from None
-    if (peft.method, peft.rank) != (spec.method, spec.rank):
-        raise AdapterError(
-            f"{folder}: {CONFIG} speaks of {NAMES[peft.method]} with rank {peft.rank}, the "
-            f"manifest of {NAMES[spec.method]} with rank {spec.rank}; one of them was edited, so "
-            "restore it or train again"
-        )
-    if peft.scale != spec.scale:
-        raise AdapterError(
-            f"{folder}: {CONFIG} gives an effective scale of {peft.scale:g}, the manifest "
-            f"{spec.scale:g}; one of them was edited, so restore it or train again"
-        )
-    found = identity_hash(weights, spec.scale)
-    if found != stated:
-        raise AdapterError(
-            f"{folder}: the weights have hash {found[:12]}, the manifest says {stated[:12]}; the "
-            "file was changed or damaged, so restore it or train again"
-        )
-    return Adapter(folder, stated, spec, _read_weights(folder, weights), manifest)
+    return _Opened(folder, manifest, stated, spec, peft, (folder / WEIGHTS).read_bytes())
 
 
-def load(folder: Path, base: Base, *, pixels: str | None = None) -> Adapter:
-    """Put an adapter directory into a base's model.
-
-    Args:
-        folder: the adapter directory.
-        base: without an adapter in it.
-        pixels: fingerprint of the pixel pipeline it will be used with; compared where given.
-
-    Raises:
-        AdapterError: it is damaged, was made for another base, quantisation or pixels, its
-            tensors do not fit, or it changes nothing. The model is then its base, as before.
-    """
-    adapter = read(folder)
-    check_base(adapter, base)
-    trained_on = adapter.manifest.get("pixels", {}).get("fingerprint")
-    if pixels is not None and trained_on is None:
-        raise AdapterError(
-            f"{folder} does not say how the pixels it was trained on were prepared "
-            f"({MANIFEST} has no pixels.fingerprint); restore it or train again"
-        )
-    if pixels is not None and pixels != trained_on:
-        raise AdapterError(
-            f"{folder} was trained on pixels prepared as {trained_on}, here they are prepared as "
-            f"{pixels}; set {_bounds(adapter)}, or, if they are that, install the Pillow and "
-            "mlx-vlm that its manifest names"
-        )
-    lora.attach(base.model, adapter.spec, seed=0)
-    try:
-        lora.set_tensors(base.model, adapter.tensors)
-        base.model.eval()
-        mx.eval(base.model.parameters())
-        check_effect(base)
-    except AdapterError as error:
-        lora.detach(base.model)
-        raise AdapterError(f"{folder}: {error}") from None
-    except BaseException:
-        lora.detach(base.model)
-        raise
-    return adapter
+def _before(
+    manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None, pixels: str | None
+) -> Iterator[Check]:
+    """What can be checked before anything is put into the model."""
+    yield from proof.of_base(manifest, base)
+    pixels = inputs.pixels if inputs else pixels
+    if pixels is not None:
+        yield from proof.of_pixels(manifest, pixels)
+    if inputs is not None:
+        yield from proof.of_inputs(manifest, inputs)
 
 
-@contextmanager
-def applied(folder: Path, base: Base, *, pixels: str | None = None) -> Iterator[Adapter]:
-    """This adapter instead of whatever is in the model, for the length of the block.
+def _within(adapter: Adapter, base: Base) -> Iterator[Check]:
+    """What can be checked with fresh layers in the model."""
+    yield from proof.of_tensors(base.model, adapter.tensors)
+    yield from proof.of_scale(base.model, adapter.spec)
 
-    Raises:
-        AdapterError: as :func:`load`; what was in the model is in it again then, too.
-    """
-    with lora.without_adapter(base.model):
-        adapter = load(folder, base, pixels=pixels)
+
+def _after(manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None) -> Iterator[Check]:
+    """What can be checked with the adapter in the model."""
+    logits = probes.run(base, inputs.inputs if inputs else _plain_inputs(base))
+    yield from proof.of_effect(logits)
+    recorded = manifest.get("probe")
+    if inputs is not None and isinstance(recorded, dict):
         try:
-            yield adapter
-        finally:
-            lora.detach(base.model)
+            differences = probes.compare(recorded, logits, dtype=base.identity.dtype)
+        except AdapterError as error:
+            yield Check("recorded logits", "readable", "not readable", str(error))
+            return
+        yield from proof.of_logits(differences, recorded)
 
 
-def check_effect(base: Base) -> None:
-    """Refuse an adapter that changes nothing, or that breaks the model.
-
-    Raises:
-        AdapterError: on a line of text, the logits with and without it are bit-identical, or
-            those with it are not finite.
-    """
-    tokens = mx.array([base.tokenizer.encode(_PROBE_TEXT, add_special_tokens=False)])
-    positions = mx.broadcast_to(mx.arange(tokens.shape[1], dtype=mx.int32), (3, *tokens.shape))
-
-    def logits() -> mx.array:
-        return base.backbone.head(base.backbone.hidden(Inputs(tokens, positions)))
-
-    was_training = base.model.training
+def _put_in(adapter: Adapter, base: Base) -> None:
+    lora.set_tensors(base.model, adapter.tensors)
     base.model.eval()
-    with lora.without_adapter(base.model):
-        before = logits()
-        mx.eval(before)
-    after = logits()
-    same = bool(mx.array_equal(before, after).item())
-    finite = bool(mx.isfinite(after).all().item())
-    base.model.train(was_training)
-    if not finite:
-        raise AdapterError(
-            "with the adapter the model gives logits that are not finite; it is damaged, or its "
-            "training diverged, so restore it or train again with a lower learning rate"
-        )
-    if same:
-        raise AdapterError(
-            "the adapter changes nothing: with and without it the model gives the same logits, bit "
-            "for bit; its weights are zero or it was never trained"
-        )
+    mx.eval(base.model.parameters())
 
 
-def identity_hash(weights: bytes, scale: float) -> str:
-    """64 hexadecimal digits that name an adapter: the weights file and the effective scale."""
-    return hashlib.sha256(weights + f"scale={scale!r}".encode()).hexdigest()
+def _plain_inputs(base: Base) -> list[ProbeInput]:
+    tokens = base.tokenizer.encode(_PLAIN_TEXT, add_special_tokens=False)
+    return [ProbeInput("text", np.array(tokens, np.int32))]
 
 
-def _peft_method(config: Mapping[str, Any]) -> str:
-    if config.get("use_dora"):
-        return "dora"
-    return "rslora" if config.get("use_rslora") else "lora"
-
-
-def _weights_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The weights file: no time, path or config in it, so equal training gives equal bytes."""
-    from safetensors.numpy import save as to_bytes
-
-    return to_bytes(layouts.to_peft(tensors), {"format": "pt"})
-
-
-def _read_weights(folder: Path, weights: bytes) -> dict[str, mx.array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    try:
-        arrays = from_bytes(weights)
-    except SafetensorError as error:
-        raise AdapterError(f"{folder / WEIGHTS} is damaged ({error}); train again") from None
-    return {name: mx.array(value) for name, value in layouts.from_peft(arrays).items()}
-
-
-def check_base(adapter: Adapter, base: Base) -> None:
-    """Refuse a base or a quantisation that an adapter was not trained on."""
-    trained = adapter.manifest.get("base", {})
-    here = asdict(base.identity)
-    if trained.get("weights") != here["weights"]:
-        raise AdapterError(
-            f"{adapter.folder} was trained on {trained.get('name')} (weights "
-            f"{trained.get('weights')}), but the base here is {here['name']} (weights "
-            f"{here['weights']}); set model.path to the base it was trained on"
-        )
-    if trained.get("quantization") != here["quantization"]:
-        raise AdapterError(
-            f"{adapter.folder} was trained on a base quantised to {trained.get('quantization')}, "
-            f"here it is {here['quantization']}; set model.quantize_bits to match"
-        )
-
-
-def _bounds(adapter: Adapter) -> str:
-    """The keys to set for the pixels that an adapter was trained on."""
-    keys = ("min_pixels", "max_pixels")
-    return " and ".join(f"data.{key}={adapter.manifest['pixels'].get(key)}" for key in keys)
+def _without(folder: Path, error: AdapterError) -> str:
+    """A sentence without the folder it begins with, as a check's refusal has it."""
+    return str(error).removeprefix(f"{folder}: ")
 
 
 def _json(path: Path) -> dict[str, Any]:

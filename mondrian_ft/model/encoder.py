@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ class Encoder:
         Raises:
             ModelError: the chat template does not make exactly one place for the picture.
         """
-        ids = self._turn([{"type": "image"}, {"type": "text", "text": prompt}])
+        ids = self._ids(self.prompt_text(prompt))
         places = [at for at, token in enumerate(ids) if token == self.image_token]
         if len(places) != 1:
             raise ModelError(
@@ -71,12 +72,37 @@ class Encoder:
 
     def text_prompt_tokens(self, prompt: str) -> list[int]:
         """Token ids of one user turn without a picture, then the assistant's opening."""
+        return self._ids(self.text_prompt_text(prompt))
+
+    def prompt_text(self, prompt: str) -> str:
+        """The turn of :meth:`prompt_tokens` as the chat template writes it."""
+        return self._turn([{"type": "image"}, {"type": "text", "text": prompt}])
+
+    def text_prompt_text(self, prompt: str) -> str:
+        """The turn of :meth:`text_prompt_tokens` as the chat template writes it."""
         return self._turn([{"type": "text", "text": prompt}])
 
-    def _turn(self, content: list[dict[str, str]]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over every file beside the weights that texts depend on.
+
+        Tokenizer, chat template and the tokens that end an answer, none of which is in
+        ``base.weights_fingerprint``. It covers all of the folder's small text files: one too many
+        costs an answer that is given anew, one too few an answer that is wrong.
+        """
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
+                digest.update(f"{path.name}:{path.stat().st_size};".encode())
+                digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def _turn(self, content: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+
+    def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def answer_tokens(self, answer: str) -> list[int]:

@@ -151,7 +151,7 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
         ConfigError: ``eval.folds`` or ``eval.seeds``, which need trainings of their own.
     """
     from ..model import adapter as adapters
-    from . import evaluation, judging, repeats, rows, training, versioning
+    from . import evaluation, judging, probing, repeats, rows, training, versioning
 
     if repeats.wanted(config):
         raise ConfigError(
@@ -165,9 +165,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     base, features = training.load_base_of(config, run)
     adapter, failed = None, {}
     if folder is not None:
-        pixels = training.pixel_facts(base, training.pixel_settings(config))
+        probe = probing.probe_inputs(base, training.pixel_settings(config))
         try:
-            adapter = adapters.load(folder, base, pixels=pixels["fingerprint"])
+            adapter = adapters.load(folder, base, probe=probe)
         except AdapterError as error:
             # The other arms are worth having, whatever is wrong with this one.
             failed["tuned"] = str(error)
@@ -218,6 +218,13 @@ def average(task: tasks.Average, config: Config, run: Run) -> None:
     from . import exchange
 
     exchange.average(task, config, run)
+
+
+def verify(task: tasks.Verify, config: Config, run: Run) -> None:
+    """Everything that an adapter has to prove, as a table."""
+    from . import verifying
+
+    verifying.verify(task, config, run)
 
 
 def register(task: tasks.Register, config: Config, run: Run) -> None:

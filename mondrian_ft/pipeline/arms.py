@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import registry
 from ..data.critique import Critique
-from ..data.prompt import with_examples
+from ..data.prompt import fingerprint, with_examples
 from ..data.rows import Row
 from ..errors import DataError, MondrianError
 from ..evaluation import evidence, metrics
@@ -20,6 +20,7 @@ from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
 from ..model.base import Base
+from ..model.probe import ProbeInputs
 from .versioning import registry_name
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def find(
     adapter: Adapter | None,
     rows: Sequence[Row],
     train: Sequence[Row],
-    pixels: str,
+    probe: ProbeInputs,
     failed: dict[str, str],
 ) -> Arms:
     """The arms of ``eval.arms`` and ``eval.constrained``.
@@ -62,7 +63,7 @@ def find(
         adapter: the tuned model's, which is in ``base``; without one the tuned arms are left out.
         rows: what will be asked about; no adapter may have been trained on them.
         train: where examples, lengths and the names of dimensions come from.
-        pixels: fingerprint of the pixel pipeline.
+        probe: what an adapter that is loaded has to prove itself with.
         failed: reasons why arms could not be made before this.
     """
     wanted = [str(arm) for arm in config.eval.arms]
@@ -77,7 +78,7 @@ def find(
         elif name != "tuned" or adapter is not None:
             arms.names.append(arm)
     makers: dict[str, Callable[[], Voice]] = {
-        PRODUCTION: lambda: _production(config, base, rows, pixels),
+        PRODUCTION: lambda: _production(config, base, rows, probe),
         EXAMPLES: lambda: _with_examples(base, train, config.eval.examples),
     }
     for name, make in makers.items():
@@ -108,6 +109,25 @@ def check_unseen(adapter: Adapter, rows: Sequence[Row]) -> None:
         )
 
 
+def untrained_prompts(adapter: Adapter, rows: Sequence[Row]) -> str | None:
+    """A warning if an adapter is asked in none of the words that it was trained on.
+
+    Where every row was trained with a prompt of its own, a held-out one's is always new, and None
+    is returned.
+    """
+    trained = set(adapter.manifest.get("prompts", []))
+    if not trained or len(trained) >= int(adapter.manifest.get("training", {}).get("rows", 0)):
+        return None
+    asked = {fingerprint(row.prompt) for row in rows}
+    if asked & trained:
+        return None
+    return (
+        f"{adapter.folder.name} was trained on {len(trained)} prompt(s), and none of the "
+        f"{len(rows)} held-out rows is asked with one of them; use the database's prompts of then "
+        "(data.output_dir of its run), or train it on these"
+    )
+
+
 def critique_constraint(base: Base, train: Sequence[Row]) -> Constraint:
     """The schema of critiques like the training rows'.
 
@@ -136,11 +156,11 @@ def _leave_out(arms: Arms, names: Sequence[str], error: MondrianError) -> None:
     arms.names = [arm for arm in arms.names if arm not in names]
 
 
-def _production(config: Config, base: Base, rows: Sequence[Row], pixels: str) -> Voice:
+def _production(config: Config, base: Base, rows: Sequence[Row], probe: ProbeInputs) -> Voice:
     root, name = Path(config.registry.root), registry_name(config)
     adapter = adapters.read(registry.resolve(root, name, PRODUCTION))
     check_unseen(adapter, rows)
-    return Voice(lambda: adapters.applied(adapter.folder, base, pixels=pixels), adapter.hash)
+    return Voice(lambda: adapters.applied(adapter.folder, base, probe=probe), adapter.hash)
 
 
 def _with_examples(base: Base, train: Sequence[Row], number: int) -> Voice:

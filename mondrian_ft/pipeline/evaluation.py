@@ -27,6 +27,7 @@ from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
 from . import judging
+from .probing import probe_inputs
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -144,6 +145,8 @@ def ask(
                 "of these may be among them; figures of an imported adapter hold only for "
                 "photographs that you know it never saw"
             )
+        if told := arms_of.untrained_prompts(adapter, rows):
+            run.warn(told)
     examples = encode_rows(config, run, base, rows)
     if not examples:
         raise DataError("every held-out row is too long for the model; lower data.max_pixels")
@@ -154,7 +157,7 @@ def ask(
         adapter=adapter,
         rows=rows,
         train=parts.train,
-        pixels=pixels["fingerprint"],
+        probe=probe_inputs(base, pixel_settings(config)),
         failed=failed or {},
     )
     if not arms.names:
@@ -173,6 +176,8 @@ def ask(
             "base": asdict(base.identity),
             "adapter": adapter.hash if adapter else None,
             "pixels": pixels["fingerprint"],
+            # Tokenizer and chat template; the base's own identity is that of its weights.
+            "texts": base.encoder.fingerprint,
             "backend": describe(),
             # mlx-vlm is pinned by this package's version.
             "versions": {"mondrian_ft": __version__, "mlx": version("mlx")},

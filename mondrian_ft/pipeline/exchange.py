@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AdapterError
 from ..files import atomic_write_json, building
 from ..model import adapter as adapters
-from ..model import combine, imports, lora
+from ..model import combine, imports, lora, proof
 from ..model.adapter import Adapter
 from ..model.backend import mx
 from ..model.foreign import attach as put_in
 from ..report import card, screen
+from .probing import pixels_of, probe_inputs
 from .training import load_base_of, pixel_facts, pixel_settings
 from .versioning import find_adapter
 from .words import command
@@ -58,6 +59,7 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
             pixels=pixel_facts(base, pixel_settings(config)),
             prompts=[],
             data_lock=UNKNOWN,
+            probe=probe_inputs(base, pixel_settings(config)),
             facts={
                 "advisor": config.data.advisor,
                 "imported": {
@@ -72,7 +74,7 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
     layers = "all" if spec.layers is None else ", ".join(map(str, spec.layers))
     lines = {
         "layout": f"{foreign.layout} ({foreign.file})",
-        "method": f"{adapters.NAMES[spec.method]}, rank {spec.rank}, scale {spec.scale:g}",
+        "method": f"{lora.NAMES[spec.method]}, rank {spec.rank}, scale {spec.scale:g}",
         "matrices": ", ".join(spec.targets),
         "layers": layers,
         "tensors": str(len(foreign.tensors)),
@@ -103,7 +105,7 @@ def average(task: tasks.Average, config: Config, run: Run) -> None:
     folder = Path(task.output_dir) if task.output_dir else run.folder / "adapter"
     with building(folder) as made:
         base, _ = load_base_of(config, run)
-        adapters.check_base(found[0], base)
+        proof.require(found[0].folder, proof.of_base(found[0].manifest, base))
         adapter = _save_average(made, config, base, found, weights, spec, tensors, lost)
         card.write_card(made, adapter.manifest, None)
     run.console.print(
@@ -155,6 +157,7 @@ def _save_average(
         pixels=found[0].manifest["pixels"],
         prompts=sorted({p for adapter in found for p in adapter.manifest["prompts"]}),
         data_lock=locks.pop() if len(locks) == 1 else UNKNOWN,
+        probe=probe_inputs(base, pixels_of(found[0])),
         facts=facts,
     )
 

@@ -19,6 +19,7 @@ from ..model.adapter import Adapter
 from ..model.agreement import Logits
 from ..model.backend import mx
 from ..report import card, screen
+from .probing import pixels_of, probe_inputs
 from .training import load_base_of
 from .versioning import find_adapter
 
@@ -84,7 +85,8 @@ def _write_and_verify(
     untouched = agreement.probe_logits(base)
     adapter, tuned = None, untouched
     if source is not None:
-        adapter = adapters.load(source, base)
+        settings = pixels_of(adapters.read(source))
+        adapter = adapters.load(source, base, probe=probe_inputs(base, settings))
         tuned = agreement.probe_logits(base)
         lora.detach(base.model)
     errors: dict[str, dict[str, float]] = {}

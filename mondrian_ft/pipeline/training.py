@@ -26,6 +26,7 @@ from ..sample import model_dir
 from ..training import callbacks, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer
+from .probing import probe_inputs
 from .rows import Parts
 from .words import resume_command
 
@@ -238,6 +239,7 @@ def train(
         pixels=pixels,
         prompts=sorted({prompt_fingerprint(row.prompt) for row in parts.train}),
         data_lock=parts.lock,
+        probe=probe_inputs(base, pixel_settings(config)),
         facts={
             "advisor": config.data.advisor,
             "config_hash": run.config_hash,

@@ -15,7 +15,7 @@ def error_chart(arms: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = [
         {
             "label": wording.label(name),
-            "note": wording.GUESSES.get(name, ""),
+            "note": wording.guess(name, arm),
             "css": css(name, arm),
             "value": arm["score_mae"],
             "interval": arm.get("score_mae_interval"),

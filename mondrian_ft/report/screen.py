@@ -235,6 +235,20 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def checks_table(checks: Sequence[tuple[str, str, str, bool]]) -> Table:
+    """Checks as (name, expected, found, holds), in their order."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("check", "expected", "found", "verdict"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
+    for name, expected, found, holds in checks:
+        verdict = Text("ok") if holds else Text("FAILED", style="bold")
+        table.add_row(*(Text(plain(cell)) for cell in (name, expected, found)), verdict)
+    return table
+
+
 @contextmanager
 def counting(console: Console, words: str) -> Iterator[Callable[[int, int], None]]:
     """Shows how far a long count is, as a bar in a terminal and as nothing in a file or pipe.

@@ -22,6 +22,8 @@ GUESSES = {
     "prompt_example": "the scores of the example in the prompt",
 }
 """What the trivial arms say of every photograph."""
+OWN_EXAMPLE = "the scores of the service’s own example"
+"""Where the prompts hold no filled example."""
 CONSTRAINED = "_constrained"
 BLOCKS = {"base_model": "base", "fine_tuned_model": "tuned"}
 """The workbook's names in ``sample_results``; any other arm stands under its own name."""
@@ -41,6 +43,13 @@ def label(arm: str) -> str:
     if arm.endswith(CONSTRAINED):
         return f"Constrained {label(arm.removesuffix(CONSTRAINED)).lower()}"
     return LABELS.get(arm) or arm.replace("_", " ").capitalize()
+
+
+def guess(name: str, arm: Mapping[str, Any]) -> str:
+    """What a trivial arm says of every photograph; of any other arm nothing."""
+    if name == "prompt_example" and arm.get("n_prompts_with_example") == 0:
+        return OWN_EXAMPLE
+    return GUESSES.get(name, "")
 
 
 def speaks(arm: Mapping[str, Any]) -> bool:
@@ -100,7 +109,9 @@ def seconds(value: float | None) -> str:
     """Seconds with the digits that matter: ``0.084``, ``2.1``, ``41``."""
     if value is None:
         return NONE
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    if value >= 0.095:
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return f"{value:.2g}"
 
 
 def duration(value: float | None) -> str:
@@ -318,8 +329,8 @@ def lede(report: Mapping[str, Any]) -> list[str]:
     elif change and evidence["verdict"] == "inconclusive":
         said.append(unsettled(change, scored=bool(evidence["n_references_with_scores"])))
     guesses = [
-        (words, points(arms[name]["score_mae"]))
-        for name, words in GUESSES.items()
+        (guess(name, arms[name]), points(arms[name]["score_mae"]))
+        for name in GUESSES
         if name in arms and arms[name]["score_mae"] is not None
     ]
     if guesses:

@@ -102,11 +102,8 @@ def fresh(content: Any) -> JSONResponse:
 def page(name: str) -> tuple[str, str]:
     """A page, and the policy that lets exactly its own style and script run."""
     folder = Path(__file__).parent / "templates"
-    content, common, own, script = (
-        (folder / file).read_text(encoding="utf-8")
-        for file in (f"{name}.html", "common.css", f"{name}.css", f"{name}.js")
-    )
-    style = common + own
+    content, *styles = _read(folder, f"{name}.html", "common.css", f"{name}.css")
+    style, script = "".join(styles), "".join(_read(folder, "common.js", f"{name}.js"))
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -120,6 +117,10 @@ def page(name: str) -> tuple[str, str]:
         ]
     )
     return content.replace("/*style*/", style).replace("/*script*/", script), policy
+
+
+def _read(folder: Path, *names: str) -> list[str]:
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
 
 
 def _hash_of(source: str) -> str:

@@ -171,6 +171,28 @@ def test_an_adapter_that_gives_no_numbers(sample_run: Finished, tmp_path: Path) 
     assert evidence["verdict"] == "inconclusive"
 
 
+def test_answers_do_not_outlive_the_chat_template(sample_run: Finished, tmp_path: Path) -> None:
+    """The same weights asked through another template: nothing that was kept is an answer."""
+    from mondrian_ft.sample import model_dir
+
+    model = Path(shutil.copytree(model_dir(), tmp_path / "model"))
+    asked = [
+        "task=evaluate",
+        "tracking=none",
+        "eval.max_examples=1",
+        "eval.max_tokens=8",
+        "model.path=./model",
+        f"data.output_dir={sample_run.folder / 'data'}",
+    ]
+    reused = []
+    for change in ("", "", "{# reworded #}"):
+        template = model / "chat_template.jinja"
+        template.write_text(change + template.read_text(encoding="utf-8"), encoding="utf-8")
+        succeed(*asked, cwd=tmp_path)
+        reused.append(report_of(tmp_path)["evidence"]["settings"]["answers_reused"]["base"])
+    assert reused == [0, 1, 0]
+
+
 def test_answers_without_an_end(sample_run: Finished, tmp_path: Path) -> None:
     """The token limit ends them; they are counted, detected, and no answer is made of them."""
     succeed(*words(sample_run, "eval.max_tokens=30"), cwd=tmp_path)

@@ -56,15 +56,15 @@ def test_batched_equals_one_by_one(lab, base) -> None:
     assert answers(base, some, batch_size=3) == alone
 
 
-@pytest.mark.parametrize("block", [0, 3])
-def test_decoding_equals_the_whole_forward(lab, base, monkeypatch, block) -> None:
+@pytest.mark.parametrize(("block", "method"), [(0, "lora"), (3, "lora"), (3, "dora")])
+def test_decoding_equals_the_whole_forward(lab, base, monkeypatch, block, method) -> None:
     """With the cache, and without it: each token is the most likely after all before it."""
     from mondrian_ft.model import decode
     from mondrian_ft.model.backend import mx, number
     from mondrian_ft.model.qwen3_vl import assemble
 
     monkeypatch.setattr(decode.Steps, "block", lambda self, rows: block)
-    lab.attach(base)
+    lab.attach(base, method=method)
     some = requests(lab, base, 2)
     for request in some:
         tokens = list(request.tokens)

@@ -115,6 +115,22 @@ def truncate(folder: Path) -> None:
     reseal(folder)
 
 
+def pickled(folder: Path) -> None:
+    """What PyTorch writes, renamed; it is never unpickled."""
+    import pickle
+
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    reseal(folder)
+
+
+def in_bfloat16(folder: Path) -> None:
+    """A type that numpy does not know."""
+    path = str(folder / "adapter_model.safetensors")
+    found: Any = mx.load(path)
+    mx.save_safetensors(path, {name: value.astype(mx.bfloat16) for name, value in found.items()})
+    reseal(folder)
+
+
 def manifest(change: Any) -> Any:
     return lambda folder: edit_json(folder / "manifest.json", change)
 
@@ -139,6 +155,12 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "1 match nothing in the model, language_model.model.layers.9",
     ),
     "changed byte": (flip_byte, "the weights have hash .* the manifest says"),
+    "a pickle": (pickled, r"is damaged \(Error while deserializing"),
+    "bfloat16": (in_bfloat16, "tensors of type BF16, where an adapter directory has float32"),
+    "float16": (
+        tensors(lambda t: t.update({name: v.astype(np.float16) for name, v in t.items()})),
+        "holds tensors of type float16",
+    ),
     "cut file": (truncate, "adapter_model.safetensors is damaged"),
     "another base": (
         manifest(lambda m: m["base"].update(name="other", weights="0" * 16)),
@@ -155,9 +177,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "scale edited in both": (
         lambda folder: (
             edit_json(folder / "adapter_config.json", lambda c: c.update(lora_alpha=64)),
-            edit_json(folder / "manifest.json", lambda m: m["lora"].update(alpha=64)),
+            edit_json(folder / "manifest.json", lambda m: m["lora"].update(alpha=64, scale=16.0)),
         ),
-        "the weights have hash",
+        "its weights are those it was saved with",
     ),
     "rank edited": (config(lambda c: c.update(r=8, lora_alpha=16)), "LoRA with rank 8"),
     "made DoRA": (config(lambda c: c.update(use_dora=True)), "DoRA with rank 4"),
@@ -207,9 +229,9 @@ def test_what_does_not_fit_is_refused(base, saved, fault) -> None:
 
 
 def test_the_sentences_tell_the_faults_apart() -> None:
-    """No two faults share a sentence, but for the hash's, whose causes look alike."""
+    """No two faults share a sentence."""
     sentences = [sentence for _, sentence in FAULTS.values()]
-    assert len(set(sentences)) >= len(sentences) - 1
+    assert len(set(sentences)) == len(sentences)
 
 
 def test_a_missing_folder_is_named(base, tmp_path) -> None:

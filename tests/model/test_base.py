@@ -242,3 +242,21 @@ def test_a_lazy_base_reads_no_weights_and_makes_the_same_tokens(lab, base) -> No
     before = mx.get_active_memory()
     mx.eval(lazy.model.parameters())
     assert mx.get_active_memory() - before > weights / 2
+
+
+def test_texts_have_a_fingerprint_of_their_own(lab, tmp_path) -> None:
+    """Kept answers must not outlive the chat template or tokenizer they were asked through, which
+    the fingerprint of the weights does not cover."""
+    from mondrian_ft.model.base import load_encoder, weights_fingerprint
+
+    folder = Path(shutil.copytree(lab.model_dir, tmp_path / "model"))
+    first, weights = load_encoder(folder).fingerprint, weights_fingerprint(folder)
+    assert load_encoder(folder).fingerprint == first == lab.base.encoder.fingerprint
+    seen = {first}
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            with (folder / name).open("a") as file:
+                file.write("\n")
+            seen.add(load_encoder(folder).fingerprint)
+    assert len(seen) >= 3
+    assert weights_fingerprint(folder) == weights

@@ -70,6 +70,7 @@ def test_there_is_none_without_cuda(base) -> None:
         assert step_of(base.backbone) is None
 
 
+@pytest.mark.skipif(not ON_CPU, reason="its plain operations look at arrays, which tracing forbids")
 @pytest.mark.parametrize("targets", [(), ("q_proj", "v_proj", "up_proj", "down_proj"), None])
 def test_the_step_is_the_models(lab, base, monkeypatch, targets) -> None:
     """With plain operations in the kernels' place, every token is that of the modules."""
@@ -161,6 +162,8 @@ def test_only_models_that_the_kernels_take() -> None:
     from mlx_vlm.trainer.peft.dora_layers import DoRALinear
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
+    from mondrian_ft.model.lora import _dora_layer
+
     assert cuda_step._fits(_model())
     attn = _model().text.layers[0].self_attn
     assert cuda_step._fits(_model(q_proj=LoRALinear.from_base(attn.q_proj, r=4)))
@@ -175,6 +178,7 @@ def test_only_models_that_the_kernels_take() -> None:
         {"q_proj": odd},
         {"q_proj": nn.QuantizedLinear.from_linear(wide)},
         {"q_proj": DoRALinear.from_base(attn.q_proj, r=4)},
+        {"q_proj": _dora_layer().from_base(attn.q_proj, r=4, dropout=0.0, scale=2.0)},
         {"head_dim": 64},
         {"n_heads": 9},
         {"k_norm": SimpleNamespace(eps=1e-5, weight=mx.ones((128,), mx.bfloat16))},

@@ -128,6 +128,88 @@ def test_the_base_comes_back_bit_for_bit(lab, base) -> None:
     assert lora.lora_layers(base.model) == {}
 
 
+def stock(layer, x):
+    """What mlx-vlm's own DoRA layer makes of x."""
+    from mlx_vlm.trainer.peft.dora_layers import DoRALinear
+
+    return DoRALinear.__call__(layer, x)
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_dora_by_heart_equals_mlx_vlms(lab, bits) -> None:
+    """In evaluation mode the norms are known beforehand; the numbers are the stock layer's."""
+    base = lab.load(quantize_bits=bits)
+    lab.attach(base, method="dora")
+    for layer in lora.lora_layers(base.model).values():
+        layer["m"] = layer["m"] * 1.1
+    base.model.eval()
+    for layer in lora.lora_layers(base.model).values():
+        assert layer._remembered() is not None
+        x = mx.random.normal((3, layer["lora_a"].shape[0]))
+        expected = np.array(stock(layer, x))
+        assert np.allclose(np.array(layer(x)), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dora_forgets_what_no_longer_holds(lab) -> None:
+    """Tensors set, changed in place or trained after the norms were learnt: never the old ones."""
+    base = lab.load()
+    lab.attach(base, method="dora")
+    base.model.eval()
+    layer = next(iter(lora.lora_layers(base.model).values()))
+    x = mx.random.normal((2, layer["lora_a"].shape[0]))
+
+    def check() -> None:
+        assert layer._remembered() is None
+        assert np.array_equal(np.array(layer(x)), np.array(stock(layer, x)))
+        base.model.eval()
+        assert layer._remembered() is not None
+
+    before = np.array(layer(x))
+    values = {n: value * 1.5 for n, value in lora.tensors(base.model).items()}
+    lora.set_tensors(base.model, values)
+    check()
+    layer.m *= 2
+    check()
+    layer.lora_b = layer.lora_b * 2
+    check()
+    base.model.update({"language_model": {"model": {"norm": {"weight": mx.ones((64,))}}}})
+    assert layer._remembered() is not None, "another module's weights are no reason"
+    assert not np.allclose(before, np.array(layer(x)))
+    base.model.train()
+    assert layer._remembered() is not None
+    assert np.array_equal(np.array(layer(x)), np.array(stock(layer, x)))
+    assert not any("_known" in key for key in lora.tensors(base.model))
+
+
+def test_dora_has_gradients_in_evaluation_mode(lab, base) -> None:
+    """Known norms are constants; whoever differentiates gets the trained magnitudes' gradient."""
+    from mondrian_ft.model.backend import nn
+
+    lab.attach(base, method="dora")
+    layer = next(iter(lora.lora_layers(base.model).values()))
+    x = mx.random.normal((2, layer["lora_a"].shape[0]))
+    found = []
+    for mode in (True, False):
+        layer.train(mode)
+        _, gradients = nn.value_and_grad(layer, lambda x: (layer(x) ** 2).sum())(x)
+        found.append({part: np.array(gradients[part]) for part in ("lora_a", "lora_b", "m")})
+    for part, value in found[0].items():
+        assert np.abs(value).max() > 0
+        assert np.array_equal(value, found[1][part])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_without_an_adapter_the_base_is_exact(lab, base, method) -> None:
+    """Whatever the method, and with the norms known: the base's very bits, there and back."""
+    before = logits(base)
+    lab.attach(base, method=method)
+    base.model.eval()
+    tuned = logits(base)
+    with lora.without_adapter(base.model):
+        assert np.array_equal(before, logits(base))
+    assert np.array_equal(tuned, logits(base))
+
+
 def test_layers_sort_by_number() -> None:
     """Layer 2 before layer 10, so that seeds and files do not depend on spelling."""
     names = ["a.10.b", "a.2.b", "a.2.a"]

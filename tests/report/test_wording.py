@@ -110,3 +110,22 @@ def test_no_verdict_without_both(finish) -> None:
     short, said = wording.headline(report)
     assert short == "No verdict without base."
     assert "tuned by 0.40 and production by" in said
+
+
+def test_seconds_in_a_column_have_equal_digits() -> None:
+    """0.20 beside 0.26 once read 0.2, as if it were measured less finely."""
+    assert [wording.seconds(value) for value in (0.0841, 0.2, 0.26, 0.995, 2.14, 41.2)] == [
+        "0.084",
+        "0.20",
+        "0.26",
+        "0.99",
+        "2.1",
+        "41",
+    ]
+
+
+def test_an_example_that_no_prompt_holds_is_not_said_to_be_in_it() -> None:
+    """Where the prompts have none, the guess is the service's example, and it is called that."""
+    assert wording.guess("prompt_example", {"n_prompts_with_example": 4}).endswith("in the prompt")
+    assert wording.guess("prompt_example", {"n_prompts_with_example": 0}) == wording.OWN_EXAMPLE
+    assert wording.guess("tuned", {}) == ""

@@ -25,9 +25,9 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 def run(lab, base) -> Any:
     """Start a run with dropout from fresh layers; the same call continues one."""
 
-    def start(folder: Path, **options: Any) -> Any:
+    def start(folder: Path, method: str = "lora", **options: Any) -> Any:
         lora.detach(base.model)
-        lab.attach(base, live=False, dropout=0.3)
+        lab.attach(base, live=False, dropout=0.3, method=method)
         return lab.trainer(
             base,
             lab.examples(5),
@@ -52,16 +52,22 @@ class StopAt:
     def on_end(self, state: Any) -> None: ...
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_a_resumed_run_ends_with_the_same_bits(lab, base, run, tmp_path, stop) -> None:
-    """Dropout on, in the middle of an epoch, at an evaluation or beside one: equal weights."""
-    straight = run(tmp_path / "straight")
+@pytest.mark.parametrize(
+    ("stop", "method"), [(1, "lora"), (2, "lora"), (3, "lora"), (5, "lora"), (2, "dora")]
+)
+def test_a_resumed_run_ends_with_the_same_bits(lab, base, run, tmp_path, stop, method) -> None:
+    """Dropout on, in the middle of an epoch, at an evaluation or beside one: equal weights.
+
+    With DoRA the magnitudes as well.
+    """
+    straight = run(tmp_path / "straight", method)
     straight.fit()
     expected, state = lab.weights(base), straight.state
-    first = run(tmp_path / "stopped", callbacks=[StopAt(stop)])
+    assert any(name.endswith(".m") for name in expected) == (method == "dora")
+    first = run(tmp_path / "stopped", method, callbacks=[StopAt(stop)])
     with pytest.raises(Interrupted):
         first.fit()
-    second = run(tmp_path / "stopped")
+    second = run(tmp_path / "stopped", method)
     second.checkpointer.restore(second, second.checkpointer.last())
     assert second.state.step == stop
     second.fit()

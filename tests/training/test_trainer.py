@@ -121,6 +121,29 @@ def test_the_loss_falls_and_updates_report_what_was_used(lab, base, tmp_path) ->
     assert all(update.grad_norm > 0 and update.peak_memory > 0 for update in seen.updates)
 
 
+def test_a_dora_step_changes_directions_and_magnitudes(lab, base, tmp_path) -> None:
+    """The second step moves A, B and m of every layer (in the first one B is zero, so A has no
+    gradient); the loss falls, and what is validated is what was trained."""
+    lab.attach(base, live=False, method="dora")
+    start = lab.weights(base)
+    seen = Recorder()
+    examples = lab.examples(1)
+    trainer = lab.trainer(
+        base, examples, tmp_path, rate=2e-2, callbacks=[seen], validation=examples, max_steps=4
+    )
+    trainer.fit()
+    trained = lab.weights(base)
+    assert {name.rsplit(".", 1)[1] for name in trained} == {"lora_a", "lora_b", "m"}
+    assert [name for name, value in trained.items() if np.array_equal(value, start[name])] == []
+    assert seen.updates[-1].loss < seen.updates[0].loss - 0.3
+    # Validation ran at update 3 and at the end: the norms that were known at 3 are not used at 4.
+    assert seen.evals[0][0] == 3
+    assert trainer.validation_loss() == pytest.approx(seen.evals[-1][1], rel=1e-6)
+    for layer in lora.lora_layers(base.model).values():
+        layer["m"] = layer["m"] * 1.5
+    assert trainer.validation_loss() != pytest.approx(seen.evals[-1][1], rel=1e-3)
+
+
 def test_saving_comes_before_evaluating(lab, base, tmp_path, monkeypatch) -> None:
     """An evaluation that fails loses nothing (a too small validation set loses a run elsewhere)."""
     lab.attach(base, live=False)

@@ -1,8 +1,4 @@
-"use strict";
-// Whatever a model or a database wrote is put on the page with textContent, never as HTML.
-
-const $ = (id) => document.getElementById(id);
-const shown = (score) => String(Math.round(score * 100) / 100);
+const GONE = "The server does not answer; start task=assess again on the same port.";
 const SAID = { left: "Left is better", right: "Right is better", equal: "Equal" };
 
 let pairs = []; // every pair in short, in the order they are shown
@@ -12,37 +8,8 @@ let reference = null; // its reference, while it is in sight
 let final = false; // which was which is known
 let counted = 0; // milliseconds this pair was in sight, up to `since`
 let since = 0;
-let queue = Promise.resolve(); // what was asked for and is not done yet
 const remarks = new Map(); // remarks that are not kept yet, by index
 const judged = []; // pairs in the order they were judged here
-
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function tell(sentence, wrong = false) {
-  $("status").textContent = sentence;
-  $("status").classList.toggle("wrong", wrong);
-}
-
-/** Does one thing after the other, however fast the keys come. */
-function soon(act) {
-  queue = queue.then(act).catch((error) => tell(error.message, true));
-}
-
-async function ask(path, body) {
-  const headers = { "Content-Type": "application/json" };
-  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
-  const answer = await fetch(path, options).catch(() => {
-    throw new Error("The server does not answer; start task=assess again on the same port.");
-  });
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
-}
 
 // -- the list
 function showCounts(counts) {
@@ -294,28 +261,7 @@ async function reveal() {
   tell("Ctrl-C in the terminal stops the server; the report tells the result.");
 }
 
-// -- the photograph
-function enlarge(on) {
-  const photo = $("photo");
-  $("zoom").setAttribute("aria-pressed", on);
-  const most = Math.max(2, (photo.naturalWidth || 0) / (photo.clientWidth || 1));
-  photo.style.transform = on ? `scale(${Math.min(6, most)})` : "";
-  if (!on) photo.style.transformOrigin = "";
-}
-
-function lookAt(event) {
-  const box = $("zoom").getBoundingClientRect();
-  const share = (value, start, size) => `${(100 * (value - start)) / size}%`;
-  $("photo").style.transformOrigin =
-    `${share(event.clientX, box.left, box.width)} ${share(event.clientY, box.top, box.height)}`;
-}
-
-const isLarge = () => $("zoom").getAttribute("aria-pressed") === "true";
-$("zoom").addEventListener("click", (event) => {
-  if (event.detail) lookAt(event);
-  enlarge(!isLarge());
-});
-$("zoom").addEventListener("pointermove", (event) => isLarge() && lookAt(event));
+// -- a photograph that is gone
 $("photo").addEventListener("error", () => {
   if (!$("photo").hasAttribute("src")) return;
   $("zoom").hidden = true;
@@ -360,12 +306,8 @@ const BUTTONS = {
   left: KEYS.ArrowLeft, right: KEYS.ArrowRight, equal: KEYS.e, undo, previous: KEYS.k,
   next: KEYS.j, show: showReference, reveal, ask: KEYS["?"],
 };
-for (const [id, act] of Object.entries(BUTTONS)) $(id).addEventListener("click", () => soon(act));
+press(BUTTONS);
 $("remark").addEventListener("input", () => remarks.set(at, $("remark").value));
-$("ticks").addEventListener("click", (event) => {
-  const index = [...event.currentTarget.children].indexOf(event.target);
-  if (index >= 0) soon(() => go(index));
-});
 
 async function start() {
   const found = await ask("/api/pairs");

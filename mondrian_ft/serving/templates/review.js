@@ -1,48 +1,15 @@
-"use strict";
-// Whatever came out of a database is put on the page with textContent or value, never as HTML.
-
-const $ = (id) => document.getElementById(id);
+const GONE = "The server does not answer; start task=review again on the same port. " +
+  "What was typed here is kept while this page stays open.";
 const copy = (value) => JSON.parse(JSON.stringify(value));
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
-const shown = (score) => String(Math.round(score * 100) / 100);
 const SAID = { accept: "Accepted", correct: "Corrected", reject: "Rejected" };
 
 let rows = []; // every row in short, by index
 let at = -1; // the row that is shown
 let row = null; // it, whole
 let now = null; // its critique as it stands in the fields
-let queue = Promise.resolve(); // what was asked for and is not done yet
 const drafts = new Map(); // unsaved critiques of rows, by index
 const decided = []; // rows in the order they were decided here
-
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function tell(sentence, wrong = false) {
-  $("status").textContent = sentence;
-  $("status").classList.toggle("wrong", wrong);
-}
-
-/** Does one thing after the other, however fast the keys come. */
-function soon(act) {
-  queue = queue.then(act).catch((error) => tell(error.message, true));
-}
-
-async function ask(path, body) {
-  const headers = { "Content-Type": "application/json" };
-  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
-  const answer = await fetch(path, options).catch(() => {
-    throw new Error("The server does not answer; start task=review again on the same port. " +
-      "What was typed here is kept while this page stays open.");
-  });
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
-}
 
 // -- the list
 const filter = () => document.querySelector("[name=filter]:checked").value;
@@ -299,28 +266,7 @@ function undo() {
   return tell("There is no decision to take back.");
 }
 
-// -- the photograph
-function enlarge(on) {
-  const photo = $("photo");
-  $("zoom").setAttribute("aria-pressed", on);
-  const most = Math.max(2, (photo.naturalWidth || 0) / (photo.clientWidth || 1));
-  photo.style.transform = on ? `scale(${Math.min(6, most)})` : "";
-  if (!on) photo.style.transformOrigin = "";
-}
-
-function lookAt(event) {
-  const box = $("zoom").getBoundingClientRect();
-  const share = (value, start, size) => `${(100 * (value - start)) / size}%`;
-  $("photo").style.transformOrigin =
-    `${share(event.clientX, box.left, box.width)} ${share(event.clientY, box.top, box.height)}`;
-}
-
-const isLarge = () => $("zoom").getAttribute("aria-pressed") === "true";
-$("zoom").addEventListener("click", (event) => {
-  if (event.detail) lookAt(event);
-  enlarge(!isLarge());
-});
-$("zoom").addEventListener("pointermove", (event) => isLarge() && lookAt(event));
+// -- a photograph that is gone
 $("photo").addEventListener("error", () => {
   $("zoom").hidden = true;
   $("missing").hidden = false;
@@ -374,11 +320,7 @@ const BUTTONS = {
   accept: KEYS.a, correct: KEYS.c, reject: KEYS.r, undo, previous: KEYS.k, next: KEYS.j,
   discard, ask: KEYS["?"],
 };
-for (const [id, act] of Object.entries(BUTTONS)) $(id).addEventListener("click", () => soon(act));
-$("ticks").addEventListener("click", (event) => {
-  const index = [...event.currentTarget.children].indexOf(event.target);
-  if (index >= 0) soon(() => go(index));
-});
+press(BUTTONS);
 $("critique").addEventListener("submit", (event) => event.preventDefault());
 for (const radio of document.querySelectorAll("[name=filter]")) {
   radio.addEventListener("change", () => {
