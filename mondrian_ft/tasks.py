@@ -161,7 +161,7 @@ class Train(Task):
 
 @dataclass
 class Evaluate(Task):
-    """Base against tuned on held-out photographs -> comparison_report.json and report.html."""
+    """Base against tuned on held-out photographs -> comparison_report.json, report.html."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory to judge; null judges the base alone."""
@@ -260,7 +260,7 @@ class ImportAdapter(Task):
 
 @dataclass
 class Diff(Task):
-    """Two adapters compared: settings, data, metrics, and what each adds to the weights."""
+    """Two adapters compared: settings, data, metrics, what each adds to the weights."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory, or a version or channel of the registry; needed."""
