@@ -174,7 +174,7 @@ class Evaluate(Task):
 
 @dataclass
 class Assess(Task):
-    """A local page for a person's blind comparison of base and tuned -> assessments.jsonl."""
+    """A local page for a blind comparison by a person -> assessments.jsonl."""
 
     report: str | None = _path(or_name=True)
     """What to judge: a comparison_report.json, a run folder, an adapter directory, or a version or
