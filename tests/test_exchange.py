@@ -413,6 +413,12 @@ def test_an_adapter_without_effect_is_refused(lab, base, typed, tmp_path, capsys
     assert nothing_half_written(tmp_path / "out")
 
 
+def test_a_directory_of_ours_loses_its_history_and_says_so(typed, adapter, capsys) -> None:
+    """It can be used as it is; imported, what it was trained on is no longer known."""
+    assert typed("task=import_adapter", "task.source=adapter") == 0
+    assert "manifest.json of its own, which was not taken over" in capsys.readouterr().out
+
+
 def test_no_source(typed, capsys) -> None:
     """Told which key to set."""
     assert typed("task=import_adapter") == 1

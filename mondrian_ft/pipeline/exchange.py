@@ -52,6 +52,11 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
             "pixels are prepared as configured now",
             *foreign.assumed,
         ]
+        if (source / adapters.MANIFEST).is_file():
+            assumed.append(
+                f"the source has a {adapters.MANIFEST} of its own, which was not taken over: data "
+                "lock, prompts and training are unknown from here on"
+            )
         adapter = adapters.save(
             made,
             base,
