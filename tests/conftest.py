@@ -71,6 +71,17 @@ class Lab:
         return folder
 
     @staticmethod
+    def halve(folder: Path) -> Path:
+        """Store a model folder's weights in bfloat16, as 4B models are published."""
+        from mondrian_ft.model.backend import mx
+
+        file = folder / "model.safetensors"
+        weights: Any = mx.load(str(file))
+        halved = {name: value.astype(mx.bfloat16) for name, value in weights.items()}
+        mx.save_safetensors(str(file), halved, {"format": "pt"})
+        return folder
+
+    @staticmethod
     def roughen(model: Any) -> None:
         """Give norms and biases values of their own: ones and zeros would hide a missing one."""
         from mlx.utils import tree_map
