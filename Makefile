@@ -14,6 +14,10 @@ comma := ,
 EXTRAS := dev$(if $(filter-out none,$(BACKEND)),$(comma)$(BACKEND))
 STAMP := $(VENV)/.setup-$(BACKEND)
 
+# Processes that share the tests.
+JOBS ?= 2
+TESTS := $(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+
 # Words after the command, as in make run ARGS='+experiment=dry_run'
 ARGS ?=
 
@@ -44,10 +48,10 @@ run: setup ## the whole main job on the embedded sample (ARGS='key=value …' fo
 	$(PY) -m mondrian_ft $(ARGS)
 
 test: setup ## the everyday tests, some minutes
-	$(PY) -m pytest -q -m 'not full' $(ARGS)
+	$(TESTS) -m 'not full' $(ARGS)
 
 test-all: setup ## every test; fails, never skips, where Chromium or torch is missing
-	MONDRIAN_FT_TEST_ALL=1 $(PY) -m pytest -q $(ARGS)
+	MONDRIAN_FT_TEST_ALL=1 $(TESTS) $(ARGS)
 
 check: setup ## format, lint, types and the fast tests, under a minute
 	$(PY) -m ruff format --check .
