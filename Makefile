@@ -16,6 +16,10 @@ STAMP := $(VENV)/.setup-$(BACKEND)
 # PyTorch, transformers' models and PEFT, which only the tests against them need.
 PARITY := $(VENV)/.parity
 
+# Processes that share the tests.
+JOBS ?= 2
+TESTS := $(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+
 # Words after the command, as in make run ARGS='+experiment=dry_run'
 ARGS ?=
 
@@ -46,10 +50,10 @@ run: setup ## the whole main job on the embedded sample (ARGS='key=value …' fo
 	$(PY) -m mondrian_ft $(ARGS)
 
 test: setup ## the everyday tests, some minutes
-	$(PY) -m pytest -q -m 'not full' $(ARGS)
+	$(TESTS) -m 'not full' $(ARGS)
 
 test-all: $(PARITY) ## every test; installs the extra parity, fails (never skips) without Chromium
-	MONDRIAN_FT_TEST_ALL=1 $(PY) -m pytest -q $(ARGS)
+	MONDRIAN_FT_TEST_ALL=1 $(TESTS) $(ARGS)
 
 parity: $(PARITY) ## the tests against PyTorch, transformers and PEFT, installed into .venv for them
 	MONDRIAN_FT_TEST_ALL=1 $(PY) -m pytest -q tests/parity $(ARGS)
