@@ -213,10 +213,8 @@ class Tally:
                 used: (arm.answers, arm.parsed, arm.failed, list(arm.seconds))
                 for used, arm in sorted(self._arms.items())
             }
-        tuned, base = (
-            sum(arms.get(name, (0, 0, 0, []))[place] for place in (0, 2))
-            for name in ("ab_test_fine_tuned", "ab_test_base")
-        )
+        tested = {used: arm[0] + arm[2] for used, arm in arms.items()}
+        tuned, base = tested.get("ab_test_fine_tuned", 0), tested.get("ab_test_base", 0)
         share = None
         if tuned + base:
             p = float(binomtest(tuned, tuned + base, split).pvalue)

@@ -433,7 +433,12 @@ class Desk:
     # -- the job
 
     async def _close(
-        self, plan: Plan, slots: Sequence[_Slot], job_id: str | None, name: str, body: dict[str, Any]
+        self,
+        plan: Plan,
+        slots: Sequence[_Slot],
+        job_id: str | None,
+        name: str,
+        body: dict[str, Any],
     ) -> Event:
         """Write the job's end; the last event, or the error that it could not be written."""
         if self.jobs is None or job_id is None:

@@ -73,7 +73,7 @@ class Service:
 
 
 def make_app(service: Service) -> Asgi:
-    """The application, guarded; its lifespan starts and stops the model."""
+    """The application, guarded. Whoever makes it starts the model before, and stops it after."""
     desk = service.desk
     app = FastAPI(
         title="Mondrian advisor",
@@ -99,14 +99,12 @@ def make_app(service: Service) -> Asgi:
 
 @asynccontextmanager
 async def _lifespan(desk: Desk) -> AsyncIterator[None]:
-    await desk.model.start()
     settling = asyncio.create_task(_settle(desk))
     try:
         yield
     finally:
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)
-        await desk.model.stop()
         await desk.finish()
 
 
@@ -259,9 +257,7 @@ def _section(body: dict[str, Any]) -> str:
 def _add_status(app: FastAPI, service: Service) -> None:
     desk = service.desk
 
-    @app.get(
-        "/health", tags=["Operation"], summary="Whether it answers", responses=describe.HEALTH
-    )
+    @app.get("/health", tags=["Operation"], summary="Whether it answers", responses=describe.HEALTH)
     async def health() -> JSONResponse:
         now = desk.model.status()
         if now.state is State.ready:

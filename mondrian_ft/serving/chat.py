@@ -122,7 +122,9 @@ def _messages(messages: Any, most: int) -> tuple[str, bytes]:
                 "messages hold a system and a user message; a conversation is not supported.",
             )
         content = message.get("content")
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
+        for part in (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        ):
             _part(part, texts, images, most)
     if len(images) != 1:
         raise Refused(
@@ -157,6 +159,7 @@ def _part(part: Any, texts: list[str], images: list[bytes], most: int) -> None:
 
 def add_routes(app: FastAPI, desk: Desk, most: int) -> None:
     """``/v1/models`` and ``/v1/chat/completions``."""
+
     @app.get("/v1/models", tags=["OpenAI"], summary="What `model` may be")
     async def models() -> JSONResponse:
         names = [BASE, *await asyncio.to_thread(desk.catalog)]

@@ -18,8 +18,8 @@ _TEXT: dict[str, Any] = {"type": "string", "maxLength": MOST_TEXT}
 _FIELDS: dict[str, Any] = {
     "advisor": {
         **_TEXT,
-        "description": "An id of /advisors, several with commas between, `all` or `random`. Several "
-        "(or `all`) give a list of answers.",
+        "description": "An id of /advisors, several with commas between, `all` or `random`. "
+        "Several (or `all`) give a list of answers.",
         "example": "ansel",
     },
     "job_id": {

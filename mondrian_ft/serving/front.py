@@ -144,7 +144,9 @@ class Front:
             and origin is not None
             and origin not in (f"http://{host}", f"https://{host}")
         ):
-            raise Refused(403, f"The request comes from {origin[:80]}, not from this service's page.")
+            raise Refused(
+                403, f"The request comes from {origin[:80]}, not from this service's page."
+            )
         if limits.token is not None and scope["path"] not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             wanted = limits.token.encode()

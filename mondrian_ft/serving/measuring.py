@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -17,7 +18,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self._requests = Counter(
             "mondrian_requests", "Requests by route and status.", ["route", "status"], **own
         )
@@ -45,7 +46,9 @@ class Meters:
             **own,
         )
         self._tokens = Counter("mondrian_tokens", "Tokens generated.", ["model_used"], **own)
-        self._votes = Counter("mondrian_votes", "Votes by model_used.", ["model_used", "vote"], **own)
+        self._votes = Counter(
+            "mondrian_votes", "Votes by model_used.", ["model_used", "vote"], **own
+        )
         self._ready = Gauge("mondrian_model_ready", "1 while the model answers.", **own)
         self._waiting = Gauge("mondrian_asks", "Asks waiting or under way.", **own)
         self._restarts = Gauge("mondrian_model_restarts", "Times it was replaced.", **own)

@@ -125,5 +125,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _missing(connection: sqlite3.Connection) -> list[str]:
-    known = {row[0].lower() for row in connection.execute("SELECT name FROM pragma_table_info('jobs')")}
+    known = {
+        row[0].lower() for row in connection.execute("SELECT name FROM pragma_table_info('jobs')")
+    }
     return [name for name in COLUMNS if name not in known]

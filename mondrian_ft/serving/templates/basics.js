@@ -1,7 +1,6 @@
 "use strict";
 // What the pages share. Whatever a model or a database wrote is put on a page with textContent or
-// value, never as HTML. A page names GONE: what to do when the
-// server does not answer.
+// value, never as HTML. A page names GONE: what to do when the server does not answer.
 
 const $ = (id) => document.getElementById(id);
 const shown = (score) => String(Math.round(score * 100) / 100);
@@ -34,4 +33,3 @@ async function ask(path, body) {
   if (!answer.ok) throw new Error(content.error);
   return content;
 }
-
