@@ -28,9 +28,9 @@ from starlette.requests import Request
 from ..data.pixels import MAX_ASPECT, MAX_FILE_PIXELS, MIN_SIDE
 from .pages import Refused
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP")
-"""What is read: what cameras, phones and browsers write. Pillow knows many more, seldom used and
-seldom attacked."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+"""What is read: what cameras, phones and browsers write (a phone's MPO is a JPEG to Pillow). The
+readers of other formats are little used and little looked at, so no upload reaches them."""
 TEXTS = ("advisor", "job_id", "mode", "version", "user", "response_format", "replace")
 MOST_TEXT = 200
 """Characters of a field that is no photograph."""

@@ -274,9 +274,13 @@ class _Writing:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with closing(self._connection) as connection:
             try:
-                connection.execute("ROLLBACK" if error else "COMMIT")
+                if error is None:
+                    connection.execute("COMMIT")
+                elif connection.in_transaction:  # A full disk has ended it already.
+                    connection.execute("ROLLBACK")
             except sqlite3.Error as second:
-                raise self._table._locked(second) from None
+                first = error if isinstance(error, sqlite3.Error) else second
+                raise self._table._locked(first) from None
         if isinstance(error, sqlite3.Error):
             raise self._table._locked(error) from None
 
