@@ -510,11 +510,11 @@ class ServeConfig:
     """Most megabytes (10^6 bytes) of a photograph, 1 or more."""
     upload_seconds: float = 30.0
     """Seconds in which a request must have been sent, above 0."""
-    max_connections: int = 512
-    """Open connections at once, 1 or more; more are answered 503."""
+    max_requests: int = 512
+    """Requests under way at once, also those still being sent, 1 or more; more are answered 503."""
 
     def __post_init__(self) -> None:
-        _check_count("serve", self, "max_queue", "max_tokens", "max_upload_mb", "max_connections")
+        _check_count("serve", self, "max_queue", "max_tokens", "max_upload_mb", "max_requests")
         for name in ("deadline", "upload_seconds"):
             value = getattr(self, name)
             fine = value is None or (value > 0 and math.isfinite(value))

@@ -60,6 +60,7 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
     for name in (task.adapter, *config.serve.adapters.values()):
         if name is not None:
             check_adapter(name, config)
+    _allow_connections(config.serve.max_requests)
     state = Path(config.serve.state_dir)
     secret = ab.secret_of(state)
     with _alone(state):
@@ -101,8 +102,7 @@ async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) 
             lifespan="on",
             ws="none",
             server_header=False,
-            limit_concurrency=config.serve.max_connections,
-            backlog=max(128, config.serve.max_connections),
+            backlog=max(128, config.serve.max_requests),
             timeout_graceful_shutdown=10,
         )
         with listening:
@@ -172,6 +172,7 @@ def build(
     limits = Limits(
         body=most * 4 // 3 + 1_000_000,
         seconds=serve.upload_seconds,
+        requests=serve.max_requests,
         host=task.host,
         hosts=tuple(serve.hosts),
         token=token_of(config),
@@ -280,6 +281,17 @@ def hide_token(config: Config, run: Run) -> None:
         text = path.read_text(encoding="utf-8")
         if config.serve.token in text:
             atomic_write_text(path, text.replace(config.serve.token, "***"))
+
+
+def _allow_connections(count: int) -> None:
+    """Let the process open so many sockets; macOS gives 256 files where nothing is said."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _alone:

@@ -83,6 +83,8 @@ def make_app(service: Service) -> Asgi:
         # No generated pages: they would load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        # Nothing of a request goes to whoever configured OpenTelemetry in this process.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _add_errors(app)
     _add_analysis(app, service)

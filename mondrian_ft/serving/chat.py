@@ -122,9 +122,8 @@ def _messages(messages: Any, most: int) -> tuple[str, bytes]:
                 "messages hold a system and a user message; a conversation is not supported.",
             )
         content = message.get("content")
-        for part in (
-            [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-        ):
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
             _part(part, texts, images, most)
     if len(images) != 1:
         raise Refused(

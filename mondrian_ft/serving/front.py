@@ -27,6 +27,9 @@ MOST_IN_MEMORY = 512_000_000
 """Bytes of all bodies under way together."""
 RESERVED = 64_000
 """Counted for a body that does not say how long it is, until it has sent more."""
+DRAINED, DRAIN_SECONDS = 4_000_000, 1.0
+"""Of a refused request's body: bytes, and time. A connection that is closed on a client that still
+sends is reset, and the client never reads why it was refused."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Limits:
     Attributes:
         body: bytes of a body.
         seconds: until a body must have been sent.
+        requests: under way at once.
         host: what is listened on.
         hosts: more names that clients reach it by.
         token: what ``Authorization: Bearer`` must hold; None asks for none.
@@ -43,6 +47,7 @@ class Limits:
 
     body: int
     seconds: float
+    requests: int = 512
     host: str = "127.0.0.1"
     hosts: Collection[str] = ()
     token: str | None = field(default=None, repr=False)
@@ -70,6 +75,7 @@ class Front:
         self._names = {*LOOPBACK, limits.host.lower(), *(name.lower() for name in limits.hosts)}
         self._any_ip = not is_loopback(limits.host)
         self._held = 0
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +86,7 @@ class Front:
         noted: dict[str, Any] = {}
         scope["request_id"], scope["noted"] = request_id, noted
         started = time.perf_counter()
+        self._under_way += 1
         body = _Body(self, receive, _length(headers))
         status = 0
 
@@ -99,6 +106,7 @@ class Front:
             except Refused as gone:
                 noted["refused"] = str(gone)
                 if not status:
+                    await body.drain()
                     await _answer(gone.status, str(gone), request_id, send_noted, gone.headers)
         except asyncio.CancelledError:
             noted["refused"] = "cancelled"
@@ -116,6 +124,7 @@ class Front:
                     await _answer(500, sentence, request_id, send_noted, {})
         finally:
             body.release()
+            self._under_way -= 1
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", None) or "none"
             self._on_done(route, scope["method"], status, seconds)
@@ -157,8 +166,13 @@ class Front:
                     "This service asks for a token; send it as Authorization: Bearer <token>.",
                     WWW_Authenticate="Bearer",
                 )
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.body:
+        if self._under_way > limits.requests:
+            raise Refused(
+                503,
+                f"More than {limits.requests} requests are under way; ask again later.",
+                Retry_After="1",
+            )
+        if _length(headers) > limits.body:
             raise _too_long(limits.body)
         if self._held + _length(headers) > MOST_IN_MEMORY:
             raise Refused(
@@ -171,7 +185,7 @@ class _Body:
 
     def __init__(self, front: Front, receive: Receive, announced: int) -> None:
         self._front, self._receive = front, receive
-        self._held = announced
+        self._announced = self._held = announced
         self._got = 0
         self._whole = False
         self._until = time.monotonic() + front._limits.seconds
@@ -200,6 +214,18 @@ class _Body:
                 self._held = self._got
             self._whole = not message.get("more_body", False)
         return message
+
+    async def drain(self) -> None:
+        """Take in what is still being sent and throw it away, if it is not much."""
+        if self._whole or self._announced > DRAINED:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                more = True
+                while more and self._got < DRAINED:
+                    message = await self._receive()
+                    self._got += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     def release(self) -> None:
         self._front._held -= self._held

@@ -57,7 +57,7 @@ def identity_of(arm: str) -> Identity:
     return Identity(
         arm=arm,
         version=VERSIONS.get(arm),
-        hash=HASHES.get(arm),
+        hash=HASHES.get(arm, "e" * 64 if "/" in arm else None),
         base="fake-vlm",
         base_weights="d" * 64,
         pixels="0123456789abcdef",
@@ -77,6 +77,8 @@ class FakeModel:
         asked: every ask, in order.
         answered, cancelled: how many came to their end, and how many were stopped before.
         running, most: asks under way, now and at most.
+        started, stopped: how often.
+        arms: of its status, besides the base.
     """
 
     delay: float = 0.0
@@ -93,9 +95,10 @@ class FakeModel:
     most: int = 0
     started: int = 0
     stopped: int = 0
+    arms: list[str] = field(default_factory=lambda: ["production"])
 
     def status(self) -> Status:
-        arms = (identity_of(BASE), identity_of("production"))
+        arms = tuple(identity_of(arm) for arm in (BASE, *self.arms))
         return Status(
             self.state, "reading the base model", self.progress, self.reason, arms, memory_gb=0.5
         )

@@ -123,6 +123,7 @@ def make(folder: Path, **changes: Any) -> Made:
     limits = Limits(
         body=MOST * 4 // 3 + 1_000_000,
         seconds=changes.pop("seconds", 10.0),
+        requests=changes.pop("requests", 512),
         token=changes.pop("token", None),
     )
     lines: list[dict[str, Any]] = []
@@ -147,7 +148,7 @@ def make(folder: Path, **changes: Any) -> Made:
 
 
 @contextmanager
-def listening(made: Made, **options: Any) -> Iterator[str]:
+def listening(made: Made) -> Iterator[str]:
     """The service on a free port of the loopback interface; its address, without a last slash."""
     socket = local.listen("127.0.0.1", 0)
     config = uvicorn.Config(
@@ -159,7 +160,6 @@ def listening(made: Made, **options: Any) -> Iterator[str]:
         ws="none",
         backlog=1024,
         timeout_graceful_shutdown=2,
-        **options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)

@@ -9,7 +9,7 @@ import pytest
 
 from mondrian_ft.data.parsers import read_analysis
 from mondrian_ft.data.prompt import fingerprint
-from mondrian_ft.serving.protocol import Fault, State
+from mondrian_ft.serving.protocol import Ask, Fault, State
 
 from .fake_model import HASHES, FakeModel, critique_of
 from .made import Made, bomb, data_url, make, photograph
@@ -106,14 +106,10 @@ def test_html_is_what_linking_reads(made: Made) -> None:
 
 
 def test_a_text_of_the_model_is_never_markup(made: Made) -> None:
-    value = json.loads(critique_of(FakeAsk))
+    value = json.loads(critique_of(Ask("x", b"", "", "base")))
     value["image_description"] = "<script>alert(1)</script>"
     made.model.text = json.dumps(value)
     assert "<script" not in made.analyze(response_format="html").text
-
-
-class FakeAsk:
-    image, prompt, arm = b"", "", "base"
 
 
 # -- bad input
