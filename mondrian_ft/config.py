@@ -31,6 +31,7 @@ __all__ = [
     "config_hash",
     "load",
     "register_schemas",
+    "secret_keys",
 ]
 
 _OUTSIDE_IDENTITY = ("tracking", "registry", "serve", "task", "experiment_name")
@@ -119,15 +120,24 @@ def as_dict(config: Config) -> dict[str, Any]:
     Secrets are told only to be there.
     """
     plain = _plain(dataclasses.asdict(config))
-    for group, schema in GROUPS.items():
-        for item in dataclasses.fields(schema):
-            if item.metadata.get("secret") and plain[group][item.name] is not None:
-                plain[group][item.name] = "***"
+    for group, _, name in (key.partition(".") for key in secret_keys()):
+        if plain[group][name] is not None:
+            plain[group][name] = "***"
     names = {task: name for name, task in TASKS.items()}
     plain["task"] = {"name": names.get(type(config.task), type(config.task).__name__)} | plain[
         "task"
     ]
     return plain
+
+
+def secret_keys() -> list[str]:
+    """The keys, dotted, whose values are shown and written nowhere."""
+    return [
+        f"{group}.{item.name}"
+        for group, schema in GROUPS.items()
+        for item in dataclasses.fields(schema)
+        if item.metadata.get("secret")
+    ]
 
 
 def config_hash(config: Config) -> str:
