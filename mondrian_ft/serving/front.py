@@ -23,6 +23,8 @@ from .pages import Refused
 
 OPEN = ("/", "/health")
 """Routes that need no token: the page itself, which asks for it, and the balancer's question."""
+OURS = {"Referrer-Policy": "same-origin"}
+"""Without a referrer, browsers send forms from the page itself with ``Origin: null``."""
 MOST_IN_MEMORY = 512_000_000
 """Bytes of all bodies under way together."""
 RESERVED = 64_000
@@ -94,7 +96,7 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = {**HEADERS, "X-Request-Id": request_id}
+                added = {**HEADERS, **OURS, "X-Request-Id": request_id}
                 plain = [(n.lower().encode(), v.encode()) for n, v in added.items()]
                 message = {**message, "headers": [*message.get("headers", []), *plain]}
             await send(message)

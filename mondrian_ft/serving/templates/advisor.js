@@ -125,8 +125,34 @@ function open(mode) {
   return made;
 }
 
+/** What is there of a critique so far; the text itself while nothing of it can be read. */
 function more(article, text) {
-  article.querySelector(".coming").textContent += text;
+  article.dataset.text = (article.dataset.text ?? "") + text;
+  const critique = soFar(article.dataset.text);
+  if (critique) article.querySelector(".body").replaceChildren(...parts(critique));
+  else if (article.querySelector(".coming")) article.querySelector(".coming").textContent = article.dataset.text;
+}
+
+/** The object in the beginning of a JSON text, or null where it breaks off in an awkward place. */
+function soFar(text) {
+  const open = [];
+  let quoted = false;
+  for (let place = 0; place < text.length; place += 1) {
+    const letter = text[place];
+    if (quoted) {
+      if (letter === "\\") place += 1;
+      else if (letter === '"') quoted = false;
+    } else if (letter === '"') quoted = true;
+    else if (letter === "{") open.unshift("}");
+    else if (letter === "[") open.unshift("]");
+    else if (letter === "}" || letter === "]") open.shift();
+  }
+  try {
+    const found = JSON.parse((quoted ? `${text}"` : text.replace(/[,\s]+$/, "")) + open.join(""));
+    return found && typeof found === "object" ? found : null;
+  } catch {
+    return null;
+  }
 }
 
 function tuned(used) {
@@ -152,7 +178,7 @@ function who(article, answer) {
 function fail(article, answer) {
   if (answer.model) who(article, answer);
   const body = article.querySelector(".body");
-  const raw = answer.raw ?? body.querySelector(".coming")?.textContent;
+  const raw = answer.raw ?? article.dataset.text;
   body.replaceChildren(element("p", "failed", answer.error));
   if (raw) body.append(element("pre", "", raw));
   tell("");
@@ -160,26 +186,35 @@ function fail(article, answer) {
 
 function show(article, answer) {
   who(article, answer);
-  const critique = answer.analysis;
-  const body = article.querySelector(".body");
-  const overall = element("p", "overall", shown(critique.overall_score));
-  overall.append(element("small", "", "of 10 overall"));
-  body.replaceChildren(overall, element("p", "description", critique.image_description));
-  body.append(...critique.dimensions.map(dimension));
-  list(body, "Strengths", critique.key_strengths);
-  list(body, "To improve first", critique.priority_improvements);
-  if (critique.technical_notes.trim()) {
-    body.append(element("h4", "", "Technical notes"), element("p", "notes", critique.technical_notes));
-  }
   const details = element("details");
   details.append(element("summary", "", "The model’s own text"), element("pre", "", answer.raw));
-  body.append(details);
+  article.querySelector(".body").replaceChildren(...parts(answer.analysis), details);
   votable(article, answer.answer_id);
+}
+
+/** A critique, or what is there of one. */
+function parts(critique) {
+  const made = [];
+  if (typeof critique.overall_score === "number") {
+    const overall = element("p", "overall", shown(critique.overall_score));
+    overall.append(element("small", "", "of 10 overall"));
+    made.push(overall);
+  }
+  if (critique.image_description) made.push(element("p", "description", critique.image_description));
+  made.push(...(critique.dimensions ?? []).filter((one) => one.name).map(dimension));
+  made.push(...list("Strengths", critique.key_strengths));
+  made.push(...list("To improve first", critique.priority_improvements));
+  if (critique.technical_notes?.trim()) {
+    made.push(element("h4", "", "Technical notes"), element("p", "notes", critique.technical_notes));
+  }
+  return made;
 }
 
 function dimension(one) {
   const made = element("div", "dimension");
   const title = element("h3", "", one.name);
+  made.append(title);
+  if (typeof one.score !== "number") return made;
   title.append(element("output", "", `${shown(one.score)} / 10`));
   const bar = element("div", "bar");
   bar.setAttribute("role", "meter");
@@ -190,15 +225,16 @@ function dimension(one) {
   const filled = element("i");
   filled.style.width = `${one.score * 10}%`;
   bar.append(filled);
-  made.append(title, bar, element("p", "", one.comment), element("p", "", one.recommendation));
+  made.append(bar);
+  for (const text of [one.comment, one.recommendation]) if (text) made.append(element("p", "", text));
   return made;
 }
 
-function list(body, title, texts) {
-  if (!texts.length) return;
+function list(title, texts) {
+  if (!texts?.length) return [];
   const items = element("ul");
   items.append(...texts.map((text) => element("li", "", text)));
-  body.append(element("h4", "", title), items);
+  return [element("h4", "", title), items];
 }
 
 // -- votes
