@@ -15,7 +15,7 @@ from .. import registry
 from ..data.example import strip_example
 from ..data.prompt import build_prompt
 from ..data.store import JobStore, advisor_id
-from ..errors import AdapterError, ConfigError, MondrianError, ServerError
+from ..errors import AdapterError, ConfigError, MondrianError, ServerError, nearest
 from ..files import atomic_write_text
 from ..report import screen
 from . import versioning
@@ -81,11 +81,9 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
 
 async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) -> None:
     """Start the model, listen, and stop both in the end."""
-    import uvicorn
-
     from ..serving import local
     from ..serving.app import make_app
-    from ..serving.patience import Patient
+    from ..serving.patience import run_until_stopped
 
     model = service.desk.model
     app = make_app(service)
@@ -94,23 +92,12 @@ async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) 
         if task.model_mode != "base":
             await _proven(task, config, model)
         listening: socket.socket = local.listen(task.host, task.port)
-        settings = uvicorn.Config(
-            app,
-            http=Patient,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            server_header=False,
-            backlog=max(128, config.serve.max_requests),
-            timeout_graceful_shutdown=10,
-        )
         with listening:
             said = run.console.print
             said(f"\nThe advisor service, model_mode={task.model_mode}:", markup=False)
             said(f"  {local.url_of(task.host, listening)}", style="bold", markup=False)
             said("Ctrl-C stops it.", markup=False)
-            await uvicorn.Server(settings).serve(sockets=[listening])
+            await run_until_stopped(app, listening, backlog=config.serve.max_requests)
     finally:
         await model.stop()
 
@@ -179,7 +166,7 @@ def build(
     )
     folders = [Path(one) for one in (source, serve.upload_dir) if one is not None]
     desk = Desk(model, router, people, settings, catalog=lambda: catalog(config), jobs=jobs)
-    return Service(desk, Folders(folders), Path(serve.state_dir), limits, most, log)
+    return Service(desk, Folders(folders, Path.cwd()), Path(serve.state_dir), limits, most, log)
 
 
 def _data(task: tasks.Serve, config: Config) -> tuple[Path | None, Path | None]:
@@ -198,12 +185,17 @@ def personas(config: Config, database: Path | None, more: Sequence[str] = ()) ->
     """The advisors of a database and ``more`` ids, with their prompts, as training had them.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or one of ``more`` is none of the database's.
     """
     from ..serving.advising import Persona
 
     store = JobStore(database) if database is not None else None
     names = store.advisors() if store else {}
+    for name in more if names else ():
+        if name not in names:
+            meant = nearest(name, names)
+            hint = f"did you mean {meant}?" if meant else f"it has {', '.join(names)}."
+            raise ConfigError(f"serve.adapters.{name}: {database} has no such advisor; {hint}")
     own = advisor_id(config.data.advisor)
     for name in (own, *more):
         if name is not None:

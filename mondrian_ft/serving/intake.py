@@ -16,7 +16,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where ``image_path`` may lead: absolute folders; a relative path is looked for in each."""
+    """Where ``image_path`` may lead: absolute folders.
+
+    A relative path is looked for in each, and then taken from ``base``, where the service was
+    started: it must lead into one of them all the same.
+    """
 
     served: Sequence[Path]
+    base: Path | None = None
 
     def read(self, name: str, most: int) -> Photograph:
         """The photograph at a path.
@@ -74,17 +79,11 @@ class Folders:
         if not name.strip() or "\0" in name:
             raise Refused(400, f"image_path is {name[:80]!r}, which is no path.")
         found = None
-        for folder in self.served:
-            root = folder.resolve()
-            try:
-                # Links followed, so that one inside cannot lead out.
-                path = (root / name).resolve()
-            except (OSError, ValueError, RuntimeError):
-                continue
-            if path != root and path.is_relative_to(root):
+        for path in self._candidates(name):
+            found = found or path
+            if path.exists():
                 found = path
-                if path.exists():
-                    break
+                break
         if found is None:
             raise Refused(
                 403,
@@ -92,6 +91,17 @@ class Folders:
                 "it below data.source_dir or serve.upload_dir, or send the photograph itself.",
             )
         return Photograph(_read(found, name, most), found)
+
+    def _candidates(self, name: str) -> Iterator[Path]:
+        """What a path may mean, links followed, so that one inside cannot lead out."""
+        roots = [folder.resolve() for folder in self.served]
+        for start in (*roots, *([self.base] if self.base else [])):
+            try:
+                path = (start / name).resolve()
+            except (OSError, ValueError, RuntimeError):
+                continue
+            if any(path != root and path.is_relative_to(root) for root in roots):
+                yield path
 
 
 def _read(path: Path, name: str, most: int) -> bytes:

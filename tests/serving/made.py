@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from mondrian_ft.data.prompt import build_prompt
@@ -28,7 +27,7 @@ from mondrian_ft.serving.app import Service, make_app
 from mondrian_ft.serving.front import Limits
 from mondrian_ft.serving.intake import Folders
 from mondrian_ft.serving.jobs import JobTable
-from mondrian_ft.serving.patience import Patient
+from mondrian_ft.serving.patience import server_of
 from tests.data.world import World
 
 from .fake_model import FakeModel
@@ -137,7 +136,7 @@ def make(folder: Path, **changes: Any) -> Made:
     )
     service = Service(
         desk,
-        Folders([world.source, *changes.pop("folders", [])]),
+        Folders([world.source, *changes.pop("folders", [])], folder),
         folder / "state",
         limits,
         MOST,
@@ -151,17 +150,8 @@ def make(folder: Path, **changes: Any) -> Made:
 def listening(made: Made) -> Iterator[str]:
     """The service on a free port of the loopback interface; its address, without a last slash."""
     socket = local.listen("127.0.0.1", 0)
-    config = uvicorn.Config(
-        made.app,
-        http=Patient,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        ws="none",
-        backlog=1024,
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
+    server = server_of(made.app)
+    server.config.timeout_graceful_shutdown = 2
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +190,32 @@ def test_paths_of_clients_are_never_arms(made: Made) -> None:
     """A version is one of the registry's; a directory that exists is none."""
     answer = made.analyze(version=str(made.world.folder))
     assert answer.status_code == 400
+
+
+def test_relative_paths_are_also_taken_from_where_the_service_was_started(
+    tmp_path: Path,
+) -> None:
+    """As elsewhere; only into a served folder, though. A second folder is looked in as well."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    made = make(tmp_path, folders=[uploads])
+    (made.world.source / "ridge.jpg").write_bytes(photograph())
+    (uploads / "new.jpg").write_bytes(photograph(1))
+    (tmp_path / "mine.jpg").write_bytes(photograph(2))
+    for name, status in {
+        "mondrian/source/ridge.jpg": 200,
+        "new.jpg": 200,
+        "uploads/new.jpg": 200,
+        "mine.jpg": 404,
+        "./mine.jpg": 404,
+        "../mine.jpg": 403,
+        "mondrian/mondrian.db": 404,
+        "": 400,
+        "..": 403,
+        "uploads": 404,
+    }.items():
+        answer = made.ask("POST", "/analyze", json={"image_path": name})
+        assert answer.status_code == status, (name, answer.text)
 
 
 def test_a_link_does_not_lead_out(made: Made, tmp_path) -> None:

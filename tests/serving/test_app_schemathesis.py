@@ -46,7 +46,7 @@ def test_no_request_is_a_fault_of_the_service(api: Any) -> None:
             deadline=None,
             database=None,
             derandomize=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         )
         @given(case=operation.as_strategy())
         def no_fault(case: Any) -> None:

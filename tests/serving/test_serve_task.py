@@ -160,6 +160,7 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
         health = httpx.get(f"{service.url}/health").json()
         assert (health["model_mode"], health["fine_tuned"]) == ("ab_test", True)
         assert service.stop(signal.SIGINT) == 0, service.err
+        assert (tmp_path / "stopped").exists(), "the model's process was ended in good order"
     logged = [json.loads(line) for line in service.printed.splitlines() if line.startswith("{")]
     assert [line["route"] for line in logged] == ["/analyze"] * 3 + ["/health"]
     assert all(
@@ -169,7 +170,9 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
     with serving(tmp_path, f"task.db_path={world.db}", *data(world)) as service:
         answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
         assert answer.json()["model_used"] == "base"
+        (tmp_path / "stopped").unlink()
         assert service.stop() == 0, service.err
+        assert (tmp_path / "stopped").exists()
     assert statuses(world)["job-3"] == ("done", "base")
 
 
@@ -251,6 +254,22 @@ def test_loading_is_told(tmp_path: Path) -> None:
         assert httpx.get(f"{service.url}/health").status_code == 202
         assert httpx.post(f"{service.url}/analyze", files=FILES).status_code == 503
         assert service.stop() == 0
+
+
+def test_an_advisor_that_is_not_there_gets_no_adapter(world: World, tmp_path: Path) -> None:
+    """A mistyped id would else be served by the wrong model, in silence."""
+    place = adapter(tmp_path / "adapter")
+    done = subprocess.run(
+        command("task=serve", f"serve.adapters={{anzel: {place}}}", *data(world)),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no such advisor; did you mean ansel?" in " ".join(done.stderr.split())
 
 
 def test_migrate_needs_a_database(tmp_path: Path) -> None:
