@@ -496,8 +496,10 @@ class ServeConfig:
     """Environment variable with the token, which no other user of the machine can see there."""
     hosts: list[str] = field(default_factory=list)
     """More names that clients reach the service by, such as a proxy's."""
-    adapters: dict[str, str] = field(default_factory=dict)
-    """Versions or channels of single advisors, before ``task.adapter``: {ansel: production}."""
+    # Typed as a dict, Hydra would let no command line put a key into it.
+    adapters: Any = None
+    """Versions or channels of single advisors, before ``task.adapter``: {ansel: production}; null
+    is none."""
     max_queue: int = 64
     """Answers waiting or under way at once, 1 or more; more are told to come again."""
     deadline: float | None = 120.0
@@ -529,8 +531,12 @@ class ServeConfig:
             raise ConfigError(
                 "serve.token_env must be the name of an environment variable, never the token."
             )
-        for advisor, name in self.adapters.items():
-            _check(bool(name and name.strip()), f"serve.adapters.{advisor}", name, "a name")
+        if self.adapters is not None:
+            rule = "advisors' ids with a version or channel each: {ansel: production}"
+            _check(isinstance(self.adapters, dict), "serve.adapters", self.adapters, rule)
+            for advisor, name in self.adapters.items():
+                fine = isinstance(name, str) and bool(name.strip())
+                _check(fine, f"serve.adapters.{advisor}", name, "a version or channel")
 
 
 @dataclass

@@ -52,14 +52,13 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
     from ..serving import ab, local
 
     hide_token(config, run)
-    if task.model_mode != "base" and not (task.adapter or config.serve.adapters):
+    if task.model_mode != "base" and not arms_of(task, config):
         raise AdapterError(
             f"task.model_mode={task.model_mode} needs an adapter; set task.adapter to an adapter "
             "directory, or to a version or channel of the registry."
         )
-    for name in (task.adapter, *config.serve.adapters.values()):
-        if name is not None:
-            check_adapter(name, config)
+    for name in arms_of(task, config):
+        check_adapter(name, config)
     _allow_connections(config.serve.max_requests)
     state = Path(config.serve.state_dir)
     secret = ab.secret_of(state)
@@ -110,7 +109,7 @@ async def _proven(task: tasks.Serve, config: Config, model: Model) -> None:
     """
     from ..serving.protocol import State
 
-    wanted = {name for name in (task.adapter, *config.serve.adapters.values()) if name}
+    wanted = arms_of(task, config)
     until = asyncio.get_running_loop().time() + START_SECONDS
     while (status := model.status()).state is State.loading:
         if asyncio.get_running_loop().time() > until:
@@ -142,7 +141,7 @@ def build(
     from ..serving.intake import Folders
 
     serve = config.serve
-    adapters = {advisor_id(name) or name: arm for name, arm in serve.adapters.items()}
+    adapters = {advisor_id(name) or name: arm for name, arm in (serve.adapters or {}).items()}
     router = Router(Mode(task.model_mode), task.ab_test_split, task.adapter, adapters, secret)
     database, source = _data(task, config)
     people = personas(config, database, tuple(adapters))
@@ -258,6 +257,12 @@ def check_adapter(name: str, config: Config) -> None:
             f"The adapter {name} cannot be served: there is no adapter_model.safetensors in "
             f"{folder}; set task.adapter to an adapter directory, or to a version or channel."
         )
+
+
+def arms_of(task: tasks.Serve, config: Config) -> set[str]:
+    """The adapters that the service is told to answer with."""
+    named = [task.adapter, *(config.serve.adapters or {}).values()]
+    return {name for name in named if name is not None}
 
 
 def token_of(config: Config) -> str | None:

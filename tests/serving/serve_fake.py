@@ -31,6 +31,7 @@ class SlowToStop(FakeModel):
 
 serving._supervisor = fake
 try:
-    main()
+    code = main()
 finally:
     assert not [name for name in sys.modules if name.split(".")[0] in ("mlx", "transformers")]
+sys.exit(code)
