@@ -7,7 +7,6 @@ wait for MLX.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +59,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
         if "tuned" in done.report["evidence"]["arms_failed"]:
             done.check()  # an adapter that cannot answer is no candidate
         version = versioning.register(config, run, adapter.folder)
+        steps, against = versioning.next_step(config, version)
         screen.show_closing(
             run.console,
             done.report,
@@ -67,6 +67,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
             page=page,
             labels=labels,
             commands=[
+                *steps,
                 ("list every adapter so far", command("task=versions")),
                 (
                     f"give {version} to mlx-vlm",
@@ -78,6 +79,8 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
                 ),
             ],
         )
+        for sentence in against:
+            run.console.print(screen.plain(sentence), soft_wrap=True, markup=False)
         done.check()
     else:
         run.warn("there is neither a test nor a validation part, so the adapter was not evaluated")
@@ -181,6 +184,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
         adapter=adapter.folder if adapter else None,
         page=run.folder / "report.html",
     )
+    if adapter is not None and "tuned" in done.report["evidence"]["arms"]:
+        own = run.folder / "evaluation" / "comparison_report.json"
+        versioning.file_report(config, run, adapter.hash, own)
     done.check()
     return done.report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
@@ -193,19 +199,31 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
 
 
 def export(task: tasks.Export, config: Config, run: Run) -> None:
-    """An adapter directory to another layout."""
-    from ..model import adapter as adapters
-    from ..model import export as exports
-    from . import versioning
+    """An adapter for other programs, or one model with it merged in."""
+    from . import exporting
 
-    if task.adapter is None:
-        raise AdapterError("task.adapter is not set; give the adapter directory to export")
-    adapter = adapters.read(versioning.find_adapter(task.adapter, config))
-    folder = Path(task.output_dir) if task.output_dir else run.folder / "export"
-    write = {"mlx": exports.export_mlx, "peft": exports.export_peft}[task.format]
-    write(adapter, folder)
-    run.record(exported={"format": str(task.format), "folder": str(folder), "hash": adapter.hash})
-    run.console.print(f"exported {screen.near(folder)}", soft_wrap=True, markup=False)
+    exporting.export(task, config, run)
+
+
+def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
+    """An adapter of another program to an adapter directory."""
+    from . import exchange
+
+    exchange.import_adapter(task, config, run)
+
+
+def diff(task: tasks.Diff, config: Config, run: Run) -> None:
+    """Two adapters compared."""
+    from . import exchange
+
+    exchange.diff(task, config, run)
+
+
+def average(task: tasks.Average, config: Config, run: Run) -> None:
+    """Adapters of one base to their average."""
+    from . import exchange
+
+    exchange.average(task, config, run)
 
 
 def serve(task: tasks.Serve, config: Config, run: Run) -> None:
@@ -235,26 +253,35 @@ def register(task: tasks.Register, config: Config, run: Run) -> None:
 
     if task.adapter is None:
         raise AdapterError("task.adapter is not set; give the adapter directory to register")
-    versioning.register(config, run, Path(task.adapter))
+    versioning.register(config, run, versioning.find_adapter(task.adapter, config))
 
 
 def versions(task: tasks.Versions, config: Config, run: Run) -> None:
     """The registry's versions, oldest first."""
-    from .. import registry
     from . import versioning
 
-    found = registry.versions(Path(config.registry.root), versioning.registry_name(config))
-    if task.format == "json":
-        print(json.dumps([version.as_dict() for version in found], indent=2))
-        return
-    if not found:
-        run.console.print(
-            f"The registry has no version of {versioning.registry_name(config)} yet; the main job "
-            "registers one.",
-            markup=False,
-        )
-        return
-    run.console.print(screen.versions_table([version.as_dict() for version in found]))
+    versioning.versions(task, config, run)
+
+
+def promote(task: tasks.Promote, config: Config, run: Run) -> None:
+    """A channel of the registry to another version, if the evidence allows it."""
+    from . import versioning
+
+    versioning.promote(task, config, run)
+
+
+def rollback(task: tasks.Rollback, config: Config, run: Run) -> None:
+    """A channel of the registry to what it meant before."""
+    from . import versioning
+
+    versioning.rollback(task, config, run)
+
+
+def prune(task: tasks.Prune, config: Config, run: Run) -> None:
+    """The registry without old versions that nobody needs."""
+    from . import versioning
+
+    versioning.prune(task, config, run)
 
 
 def report(task: tasks.Report, config: Config, run: Run) -> None:
