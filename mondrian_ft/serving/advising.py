@@ -235,7 +235,13 @@ class Desk:
         job_id: str | None = None
         closed = False
         try:
-            job_id, known = await self._take(plan)
+            taking = asyncio.ensure_future(self._take(plan))
+            try:
+                job_id, known = await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                # The thread cannot be stopped, and may yet mark the row as being answered.
+                self.aside(self._give_back(taking))
+                raise
             yield "start", _start(plan, job_id)
             if known is not None:
                 closed = True
@@ -451,6 +457,15 @@ class Desk:
             sentence = f"{error} The answer is kept and written as soon as that works."
             return "error", {**body, "error": sentence, "fault": "database", "status": 503}
         return name, body
+
+    async def _give_back(self, taking: asyncio.Future[tuple[str | None, Any]]) -> None:
+        """Close a job that was taken for nobody."""
+        try:
+            job_id, known = await taking
+        except Refused:
+            return  # It was not taken.
+        if self.jobs is not None and job_id is not None and known is None:
+            await self._give_up(job_id)
 
     async def _give_up(self, job_id: str) -> None:
         assert self.jobs is not None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,6 +229,38 @@ def test_a_client_that_goes_away_stops_the_model_and_the_job(made: Made) -> None
     assert (made.model.cancelled, made.model.running, made.desk.waiting) == (1, 0, 0)
     row = made.rows()["job-1"]
     assert (row["status"], "went away" in row["error"]) == ("failed", True)
+
+
+def test_a_client_that_goes_away_while_the_row_is_taken(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write was under way in its thread, and would have left the row open for good."""
+    assert made.desk.jobs is not None
+    take, begun = made.desk.jobs.take, threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.set()
+        time.sleep(0.3)
+        return take(*args, **options)
+
+    monkeypatch.setattr(made.desk.jobs, "take", slow)
+
+    async def go() -> None:
+        async with made.client() as client:
+            files = {"image": ("a.jpg", photograph())}
+            asking = asyncio.create_task(
+                client.post("/analyze", files=files, data={"job_id": "job-1"})
+            )
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await made.desk.finish()
+
+    asyncio.run(go())
+    assert not made.model.asked
+    assert made.desk.waiting == 0
+    assert made.rows()["job-1"]["status"] == "failed"
 
 
 def test_the_same_job_twice_at_once(made: Made) -> None:
