@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .. import tasks
     from ..config import Config
     from ..run import Run
-    from ..serving.advising import Persona
     from ..serving.app import Service
     from ..serving.jobs import JobTable
+    from ..serving.planning import Persona
     from ..serving.protocol import Model
 
 MakeModel = Callable[["tasks.Serve", "Config", "Run"], "Model"]
@@ -186,7 +186,7 @@ def personas(config: Config, database: Path | None, more: Sequence[str] = ()) ->
     Raises:
         ConfigError: there is none, or one of ``more`` is none of the database's.
     """
-    from ..serving.advising import Persona
+    from ..serving.planning import Persona
 
     store = JobStore(database) if database is not None else None
     names = store.advisors() if store else {}

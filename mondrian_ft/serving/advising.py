@@ -14,18 +14,18 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..data.critique import CritiqueError, parse_analysis, render
-from ..data.prompt import fingerprint
 from ..data.store import advisor_id
 from ..errors import ServerError, nearest
+from . import planning
 from .ab import Choice, Mode, Router, Tally, UnknownMode, mode_of
 from .intake import Asked
-from .jobs import DONE, FAILED, JobRefused, JobTable, Locked, Outcome
+from .jobs import FAILED, JobRefused, JobTable, Locked, Outcome
 from .measuring import Meters
 from .pages import Refused
+from .planning import Persona, Plan, Slot
 from .protocol import BASE, Answer, Ask, Failure, Fault, Model, Piece, State
 
 STATUS = {
@@ -49,20 +49,6 @@ Event = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Persona:
-    """An advisor: id, name, what is asked for them, and where that came from."""
-
-    id: str
-    name: str
-    prompt: str
-    source: str
-
-    @property
-    def prompt_fingerprint(self) -> str:
-        return fingerprint(self.prompt)
-
-
-@dataclass(frozen=True)
 class Settings:
     """What holds for every request.
 
@@ -79,42 +65,6 @@ class Settings:
     max_tokens: int | None
     constrained: bool
     default_advisor: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be asked: one choice an advisor. ``id`` is drawn, ``request_id`` may be a client's
-    own and need not be unique."""
-
-    asked: Asked
-    request_id: str
-    id: str
-    mode: Mode
-    personas: tuple[Persona, ...]
-    choices: tuple[Choice, ...]
-    several: bool
-
-    @property
-    def request_sha256(self) -> str:
-        """Equal for equal requests: what a job's answer belongs to."""
-        asked = self.asked
-        facts = [
-            hashlib.sha256(asked.photograph.data).hexdigest(),
-            [one.id for one in self.personas],
-            [one.prompt_fingerprint for one in self.personas],
-            str(self.mode),
-            asked.version,
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@dataclass
-class _Slot:
-    """The events of one advisor while they come in."""
-
-    place: int
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 0
 
 
 class Desk:
@@ -242,13 +192,13 @@ class Desk:
                 # The thread cannot be stopped, and may yet mark the row as being answered.
                 self.aside(self._give_back(taking))
                 raise
-            yield "start", _start(plan, job_id)
+            yield "start", planning.start(plan, job_id)
             if known is not None:
                 closed = True
                 for body in known:
                     yield "answer", body
                 return
-            slots = [_Slot(place) for place in range(len(plan.personas))]
+            slots = [Slot(place) for place in range(len(plan.personas))]
             left = len(slots)
             async with aclosing(self._ask_all(plan, slots, job_id, stream)) as coming:
                 async for name, body in coming:
@@ -317,7 +267,7 @@ class Desk:
                 job_id or plan.id,
                 plan.request_sha256,
                 advisor=",".join(one.id for one in plan.personas),
-                filename=_file_name(plan.asked),
+                filename=planning.file_name(plan.asked),
                 new=job_id is None,
                 replace=plan.asked.replace,
             )
@@ -331,7 +281,7 @@ class Desk:
         return job_id, [{**body, "repeated": True} for body in stored]
 
     async def _ask_all(
-        self, plan: Plan, slots: Sequence[_Slot], job_id: str | None, stream: bool
+        self, plan: Plan, slots: Sequence[Slot], job_id: str | None, stream: bool
     ) -> AsyncGenerator[Event, None]:
         """All advisors at once, so that the model can answer them together."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -353,7 +303,7 @@ class Desk:
     async def _ask(
         self,
         plan: Plan,
-        slot: _Slot,
+        slot: Slot,
         job_id: str | None,
         stream: bool,
         tell: Callable[[Event], None],
@@ -396,7 +346,7 @@ class Desk:
             self.meters.failed(choice.used, end.fault)
             tell(("error", {**slot.body, "status": slot.status}))
             return
-        slot.body = {**head, **_told(end, persona, seconds)}
+        slot.body = {**head, **planning.told(end, persona, seconds)}
         parsed = slot.body["parse_success"]
         slot.status = 200 if parsed else 422
         self._seconds += 0.2 * (seconds - self._seconds)
@@ -441,7 +391,7 @@ class Desk:
     async def _close(
         self,
         plan: Plan,
-        slots: Sequence[_Slot],
+        slots: Sequence[Slot],
         job_id: str | None,
         name: str,
         body: dict[str, Any],
@@ -449,10 +399,10 @@ class Desk:
         """Write the job's end; the last event, or the error that it could not be written."""
         if self.jobs is None or job_id is None:
             return name, body
-        outcome = _outcome(plan, slots)
+        ended = planning.outcome(plan, slots)
         try:
             # Not stopped half-way when the client goes away now.
-            await asyncio.shield(asyncio.to_thread(self.jobs.close, job_id, outcome))
+            await asyncio.shield(asyncio.to_thread(self.jobs.close, job_id, ended))
         except Locked as error:
             sentence = f"{error} The answer is kept and written as soon as that works."
             return "error", {**body, "error": sentence, "fault": "database", "status": 503}
@@ -506,105 +456,3 @@ class Desk:
     def answer(self, answer_id: str) -> dict[str, Any] | None:
         """An answer of late, for a vote on it."""
         return self._answers.get(answer_id)
-
-
-def _start(plan: Plan, job_id: str | None) -> dict[str, Any]:
-    return {
-        "request_id": plan.request_id,
-        "job_id": job_id,
-        "mode": str(plan.mode),
-        "advisors": [
-            {"advisor": persona.id, "model_used": choice.used}
-            for persona, choice in zip(plan.personas, plan.choices, strict=True)
-        ],
-    }
-
-
-def _told(answer: Answer, persona: Persona, seconds: float) -> dict[str, Any]:
-    """An answer as it is sent: who gave it, the critique or why there is none, and the text."""
-    identity = answer.identity
-    told: dict[str, Any] = {
-        "model": identity.base,
-        "base_weights": identity.base_weights,
-        "adapter": None
-        if identity.hash is None
-        else {"version": identity.version, "hash": identity.hash},
-        "prompt_fingerprint": persona.prompt_fingerprint,
-        "prompt_source": persona.source,
-        "pixel_fingerprint": identity.pixels,
-        "raw": answer.text,
-        "finished": answer.finished,
-        "prompt_tokens": answer.prompt_tokens,
-        "tokens": answer.tokens,
-        "seconds": {**answer.seconds, "service": round(seconds, 4)},
-    }
-    try:
-        parsed = parse_analysis(answer.text)
-    except CritiqueError as error:
-        cut = "" if answer.finished else " It was cut at the token limit."
-        return {
-            "parse_success": False,
-            "error": f"The model's answer is no critique: {error}{cut}",
-            "fault": "parse",
-            **told,
-        }
-    return {
-        "parse_success": True,
-        "analysis": parsed.critique.model_dump(),
-        "mends": parsed.mends,
-        **told,
-    }
-
-
-def _outcome(plan: Plan, slots: Sequence[_Slot]) -> Outcome:
-    """What the database keeps of a request's answers."""
-    errors = [slot.body["error"] for slot in slots if "error" in slot.body]
-    bodies = [slot.body for slot in slots if "raw" in slot.body]
-    used = sorted({slot.body["model_used"] for slot in slots})
-    adapters = [_adapter(body) for body in bodies]
-    outputs: dict[str, Any]
-    if len(slots) == 1 and bodies:
-        outputs = {
-            "prompt": plan.personas[0].prompt,
-            "response": bodies[0]["raw"],
-            "summary": (bodies[0].get("analysis") or {}).get("image_description", ""),
-            "model": bodies[0]["model"],
-            "timestamp": time.time(),
-        }
-    else:
-        outputs = {
-            body["advisor"]: {"response": body["raw"], "mode_used": body["model_used"]}
-            for body in bodies
-        }
-    whole = [body for body in bodies if body["parse_success"]]
-    return Outcome(
-        status=FAILED if errors else DONE,
-        model_used=",".join(used),
-        mode=str(plan.mode),
-        model=bodies[0]["model"] if bodies else None,
-        adapter=",".join(dict.fromkeys(one for one in adapters if one)) or None,
-        analysis=None if errors else "\n\n".join(map(_markdown, whole)),
-        outputs={**outputs, "answers": bodies},
-        prompt=plan.personas[0].prompt if len(slots) == 1 else None,
-        error=" ".join(errors) or None,
-    )
-
-
-def _adapter(body: Mapping[str, Any]) -> str | None:
-    adapter = body["adapter"]
-    if adapter is None:
-        return None
-    return f"{adapter['version']}@{adapter['hash']}" if adapter["version"] else adapter["hash"]
-
-
-def _markdown(body: Mapping[str, Any]) -> str:
-    """As the workbook's analysis files hold it."""
-    text = render(parse_analysis(body["raw"]).critique)
-    return f"```json\n{json.dumps(json.loads(text), indent=2, ensure_ascii=False)}\n```"
-
-
-def _file_name(asked: Asked) -> str:
-    """``jobs.filename`` of a new row: never a client's own name, which may be another picture's."""
-    if asked.photograph.path is not None:
-        return asked.photograph.path.name
-    return f"upload-{hashlib.sha256(asked.photograph.data).hexdigest()[:16]}"

@@ -35,13 +35,14 @@ from .. import __version__
 from ..data.critique import Critique
 from ..errors import MondrianError
 from . import chat, describe, votes
-from .advising import Desk, Plan
+from .advising import Desk
 from .cards import cards
 from .front import Front, Limits
 from .intake import Folders, read_json, read_request, text_field
 from .jobs import Locked
 from .local import Asgi
 from .pages import Refused, fresh, page
+from .planning import Plan
 from .protocol import State
 from .waiting import EventStream, unless_gone
 

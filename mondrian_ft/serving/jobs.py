@@ -39,7 +39,8 @@ class Locked(MondrianError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is written when a job is closed; None leaves a column empty.
+    """What is written when a job is closed; an analysis or output of an earlier time stays where
+    there is no new one.
 
     Attributes:
         status: `DONE` or `FAILED`.
@@ -48,7 +49,6 @@ class Outcome:
         outputs: ``jobs.llm_outputs``, JSON.
         prompt: what was asked.
         error: why it failed, for a person.
-        answer: the answer that a repeated request gets.
     """
 
     status: str
@@ -223,13 +223,14 @@ class JobTable:
             "mode": outcome.mode,
             "model": outcome.model,
             "adapter": outcome.adapter,
-            "llm_outputs": _json(outcome.outputs),
             "prompt": outcome.prompt,
             "error": outcome.error,
             "completed_at": _now(),
         }
         if outcome.analysis is not None:
             values["analysis_markdown"] = outcome.analysis
+        if outcome.outputs is not None:
+            values["llm_outputs"] = json.dumps(outcome.outputs, ensure_ascii=False)
         if outcome.model_used is None:
             # Nobody answered: who answered an earlier time, and what, is left as it is.
             values = {key: values[key] for key in ("status", "error", "completed_at")}
@@ -283,10 +284,6 @@ class _Writing:
                 raise self._table._locked(first) from None
         if isinstance(error, sqlite3.Error):
             raise self._table._locked(error) from None
-
-
-def _json(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _now() -> str:

@@ -22,12 +22,13 @@ from mondrian_ft.data.store import JobStore
 from mondrian_ft.sample.scenes import Scene, render
 from mondrian_ft.serving import local, migration
 from mondrian_ft.serving.ab import Mode, Router
-from mondrian_ft.serving.advising import Desk, Persona, Settings
+from mondrian_ft.serving.advising import Desk, Settings
 from mondrian_ft.serving.app import Service, make_app
 from mondrian_ft.serving.front import Limits
 from mondrian_ft.serving.intake import Folders
 from mondrian_ft.serving.jobs import JobTable
 from mondrian_ft.serving.patience import server_of
+from mondrian_ft.serving.planning import Persona
 from tests.data.world import World
 
 from .fake_model import FakeModel
