@@ -31,9 +31,10 @@ __all__ = [
     "config_hash",
     "load",
     "register_schemas",
+    "secret_keys",
 ]
 
-_OUTSIDE_IDENTITY = ("tracking", "registry", "task", "experiment_name")
+_OUTSIDE_IDENTITY = ("tracking", "registry", "serve", "task", "experiment_name")
 
 
 def conf_dir() -> str:
@@ -114,8 +115,14 @@ _WORDS = ("never", "auto")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The whole config as plain JSON types, for run.json, training_args.json and W&B."""
+    """The whole config as plain JSON types, for run.json, training_args.json and W&B.
+
+    Secrets are told only to be there.
+    """
     plain = _plain(dataclasses.asdict(config))
+    for group, _, name in (key.partition(".") for key in secret_keys()):
+        if plain[group][name] is not None:
+            plain[group][name] = "***"
     names = {task: name for name, task in TASKS.items()}
     plain["task"] = {"name": names.get(type(config.task), type(config.task).__name__)} | plain[
         "task"
@@ -123,12 +130,22 @@ def as_dict(config: Config) -> dict[str, Any]:
     return plain
 
 
+def secret_keys() -> list[str]:
+    """The keys, dotted, whose values are shown and written nowhere."""
+    return [
+        f"{group}.{item.name}"
+        for group, schema in GROUPS.items()
+        for item in dataclasses.fields(schema)
+        if item.metadata.get("secret")
+    ]
+
+
 def config_hash(config: Config) -> str:
     """SHA-256, in hexadecimal, of every key that can change a number.
 
     Left out are paths (data and base are identified by what they hold, not by where they lie),
-    the task, the run's name, tracking, registry and ``trainer.resume``: a run that is resumed, or
-    moved to another folder, keeps its hash.
+    the task, the run's name, tracking, registry, the service and ``trainer.resume``: a run that is
+    resumed, or moved to another folder, keeps its hash.
     """
     kept: dict[str, Any] = {}
     for group in GROUPS:

@@ -93,6 +93,7 @@ DEFAULTS = {
     "eval": "default",
     "tracking": "wandb",
     "registry": "default",
+    "serve": "default",
 }
 """What config.yaml chooses, for the asterisks; a test holds the two together."""
 

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .config import as_dict, config_hash
+from .config import as_dict, config_hash, secret_keys
 from .errors import Interrupted, MondrianError
 from .files import atomic_write_json, atomic_write_text
 from .tracking import Tracker, make_tracker
@@ -216,11 +216,17 @@ def provenance() -> dict[str, Any]:
             versions[package] = None
     return {
         "git": _git(Path(__file__).resolve().parent.parent),
-        "argv": list(sys.argv),
+        "argv": [without_secret(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
     }
+
+
+def without_secret(argument: str) -> str:
+    """A word of the command line; the value of a key that is a secret is told as ``***``."""
+    key = argument.partition("=")[0]
+    return f"{key}=***" if key.lstrip("+") in secret_keys() else argument
 
 
 def _git(root: Path) -> dict[str, Any] | None:

@@ -160,6 +160,9 @@ class DataConfig:
     accept: Accept = Accept.mended
     """What a stored analysis must be: ``strict`` is JSON as it should be; ``mended`` is complete,
     whatever had to be mended; ``all`` may lack texts, but no score. Mends are in the manifest."""
+    generated: bool = False
+    """Link analyses that our own service wrote as well; without it they are left out, so that a
+    model does not learn from its own answers."""
     limit: int | None = None
     """Most rows to link, for a quick try; null is all."""
     max_pixels: int = 1_310_720
@@ -516,6 +519,63 @@ class RegistryConfig:
 
 
 @dataclass
+class ServeConfig:
+    """The advisor service: what it takes, from whom, and where it keeps its own files."""
+
+    upload_dir: str | None = _path()
+    """A folder that ``image_path`` may lead into, besides ``data.source_dir``; null is none."""
+    state_dir: str = _path("outputs/service")
+    """Folder of the service's own files: the secret of the A/B draw, its id, the votes."""
+    token: str | None = field(default=None, metadata={"secret": True})
+    """Asked of every request but the page and /health; null asks for ``token_env``'s, if set."""
+    token_env: str = "MONDRIAN_FT_TOKEN"
+    """Environment variable with the token, which no other user of the machine can see there."""
+    hosts: list[str] = field(default_factory=list)
+    """More names that clients reach the service by, such as a proxy's."""
+    # Typed as a dict, Hydra would let no command line put a key into it.
+    adapters: Any = None
+    """Versions or channels of single advisors, before ``task.adapter``: {ansel: production}; null
+    is none."""
+    max_queue: int = 64
+    """Answers waiting or under way at once, 1 or more; more are told to come again."""
+    deadline: float | None = 120.0
+    """Seconds after which an answer is given up and its generation stopped; null waits."""
+    max_tokens: int | None = None
+    """Most tokens of an answer; null is the model's own limit."""
+    constrained: bool = True
+    """Keep answers to the critique's schema while they are generated."""
+    max_upload_mb: int = 25
+    """Most megabytes (10^6 bytes) of a photograph, 1 or more."""
+    upload_seconds: float = 30.0
+    """Seconds in which a request must have been sent, above 0."""
+    max_requests: int = 512
+    """Requests under way at once, also those still being sent, 1 or more; more are answered 503."""
+
+    def __post_init__(self) -> None:
+        _check_count("serve", self, "max_queue", "max_tokens", "max_upload_mb", "max_requests")
+        for name in ("deadline", "upload_seconds"):
+            value = getattr(self, name)
+            fine = value is None or (value > 0 and math.isfinite(value))
+            _check(fine, f"serve.{name}", value, "above 0")
+        # The value is not shown: it is a secret.
+        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
+            raise ConfigError(
+                "serve.token is empty or holds a space or a letter that no header can; leave it "
+                "out, or draw one with: openssl rand -hex 16"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.token_env):
+            raise ConfigError(
+                "serve.token_env must be the name of an environment variable, never the token."
+            )
+        if self.adapters is not None:
+            rule = "advisors' ids with a version or channel each: {ansel: production}"
+            _check(isinstance(self.adapters, dict), "serve.adapters", self.adapters, rule)
+            for advisor, name in self.adapters.items():
+                fine = isinstance(name, str) and bool(name.strip())
+                _check(fine, f"serve.adapters.{advisor}", name, "a version or channel")
+
+
+@dataclass
 class Config:
     """One experiment."""
 
@@ -527,6 +587,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     task: Task = field(default_factory=Task)
     experiment_name: str = "sample"
     """Name of the run folder's parent; experiment files set it."""
@@ -564,5 +625,6 @@ GROUPS: dict[str, type] = {
     "eval": EvalConfig,
     "tracking": TrackingConfig,
     "registry": RegistryConfig,
+    "serve": ServeConfig,
 }
 """The config groups with one schema each; ``task`` has one per task."""

@@ -48,6 +48,14 @@ class TableFormat(StrEnum):
     json = "json"
 
 
+class ModelMode(StrEnum):
+    """Which model answers a request of the service that does not say."""
+
+    base = "base"
+    fine_tuned = "fine_tuned"
+    ab_test = "ab_test"
+
+
 def _path(*, or_name: bool = False) -> Any:
     """An optional path; ``or_name`` lets a bare word that is no file here stand for a name."""
     return field(default=None, metadata={"path": "or_name" if or_name else "always"})
@@ -309,6 +317,52 @@ class Average(Task):
 
 
 @dataclass
+class Serve(Task):
+    """The advisor service over HTTP: base, tuned, or an A/B test of both."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1 is reached from this machine only."""
+    port: int = 5100
+    """Port to listen on, 0 to 65535; 0 is any free one."""
+    model_mode: ModelMode = ModelMode.base
+    """``base``, ``fine_tuned``, or ``ab_test``; a request may ask for another."""
+    ab_test_split: float = 0.5
+    """Share of an A/B test that goes to the tuned model, 0 to 1."""
+    adapter: str | None = _path(or_name=True)
+    """The tuned model: an adapter directory, or a version or channel of the registry."""
+    db_path: str | None = _path()
+    """Job database to write; null writes none, and prompts are those of ``data.db_path``."""
+
+    def __post_init__(self) -> None:
+        if not self.host.strip():
+            raise ConfigError("task.host is empty, but it must be an address such as 127.0.0.1.")
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError(f"task.port is {self.port}, but it must be 0 to 65535.")
+        if not 0 <= self.ab_test_split <= 1:
+            raise ConfigError(
+                f"task.ab_test_split is {self.ab_test_split}, but it must be a share, 0 to 1."
+            )
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.serve(self, config, run)
+
+
+@dataclass
+class Migrate(Task):
+    """Adds the columns that the service writes to a job database, after a backup."""
+
+    db_path: str | None = _path()
+    """The job database."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.migrate(self, config, run)
+
+
+@dataclass
 class Versions(Task):
     """Lists the registry's versions, oldest first."""
 
@@ -463,6 +517,8 @@ TASKS: dict[str, type[Task]] = {
     "import_adapter": ImportAdapter,
     "diff": Diff,
     "average": Average,
+    "serve": Serve,
+    "migrate": Migrate,
     "versions": Versions,
     "register": Register,
     "verify": Verify,

@@ -140,6 +140,7 @@ def test_dry_run_is_small_alone_and_combined() -> None:
         ("trainer", "default"),
         ("eval", "default"),
         ("registry", "default"),
+        ("serve", "default"),
         ("tracking", "wandb"),
     ],
 )
@@ -187,7 +188,9 @@ def test_the_promised_keys_are_there() -> None:
               judge_key_env judge_timeout against latency
         tracking: mode project entity group tags
         registry: root name gate gate.inconclusive gate.no_worse gate.latency mirror
-        task: output_dir adapter format version channel force reason keep
+        serve: upload_dir token adapters max_queue
+        task: output_dir adapter format version channel force reason keep host port model_mode
+              ab_test_split db_path
     """
     group = ""
     known = set(keys())

@@ -53,6 +53,7 @@ def link(
     *,
     limit: int | None = None,
     accept: str = "mended",
+    generated: bool = False,
     scratch: Path,
     cache: Path | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -66,6 +67,8 @@ def link(
         advisor: the advisor's id; None links every advisor.
         limit: link this many rows and leave the rest out with the reason ``over_limit``.
         accept: what an analysis must be, one of `analyses.ACCEPT`.
+        generated: link also the analyses that our own service wrote (``jobs.generated_by``);
+            without it a model does not learn from its own answers.
         scratch: where ``analyses/`` is made for analyses that are stored in the rows, or not as
             JSON.
         cache: a file that keeps what is known of photographs until they change; None keeps nothing.
@@ -103,6 +106,7 @@ def link(
         advisor=advisor_id(advisor),
         limit=limit,
         accept=accept,
+        generated=generated,
         photographs=Photographs(cache),
         progress=progress,
     )
@@ -133,6 +137,7 @@ def link_into(
     *,
     limit: int | None = None,
     accept: str = "mended",
+    generated: bool = False,
     cache: Path | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> LinkResult:
@@ -146,6 +151,7 @@ def link_into(
             advisor,
             limit=limit,
             accept=accept,
+            generated=generated,
             scratch=output,
             cache=cache,
             progress=progress,
@@ -169,6 +175,7 @@ class _Linker:
     advisor: str | None
     limit: int | None
     accept: str
+    generated: bool
     photographs: Photographs
     progress: Callable[[int, int], Any]
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -194,6 +201,7 @@ class _Linker:
             with suppress(LeftOut):
                 choose_advisor(job, self.advisor)
                 check_finished(job)
+                check_source(job, self.generated)
                 paths.append(self._photograph(job).path)
         self.photographs.check_all(paths, self.progress)
 
@@ -213,6 +221,7 @@ class _Linker:
     def _record(self, job: Job, store: JobStore, profiles: _Profiles) -> dict[str, Any]:
         advisor = choose_advisor(job, self.advisor)
         check_finished(job)
+        check_source(job, self.generated)
         if job.id in self.records:
             first = self.records[job.id]["database"]
             raise LeftOut(Reason.DUPLICATE_ID, f"The same job id was already linked from {first}.")
@@ -248,6 +257,7 @@ class _Linker:
             "analysis_rule": analysis.source.rule,
             "analysis_source": str(analysis.source.path) if analysis.source.path else None,
             "analysis_parser": analysis.reading.parser,
+            "generated_by": job.generated_by,
             "passed_over": analysis.passed_over,
             "prompt_source": source,
             "prompt_id": prompt_id,
@@ -345,6 +355,15 @@ def check_finished(job: Job) -> None:
     if (job.status or "").strip().lower() not in FINISHED:
         detail = f"The row's status is {job.status!r}; finished rows say {' or '.join(FINISHED)}."
         raise LeftOut(Reason.NOT_FINISHED, detail)
+
+
+def check_source(job: Job, generated: bool) -> None:
+    """Raises `LeftOut` for an analysis that our own service wrote, unless those are wanted."""
+    if not generated and (job.generated_by or "").strip():
+        detail = (
+            f"The service {job.generated_by} wrote this analysis; data.generated=true links it."
+        )
+        raise LeftOut(Reason.GENERATED, detail)
 
 
 def _folder(path: str | Path, key: str, what: str) -> Path:

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     OTHER_ADVISOR = "other_advisor"
     ADVISOR_UNCLEAR = "advisor_unclear"
     NOT_FINISHED = "not_finished"
+    GENERATED = "generated"
     DUPLICATE_ID = "duplicate_id"
     OVER_LIMIT = "over_limit"
     NO_FILENAME = "no_filename"

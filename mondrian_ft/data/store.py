@@ -43,6 +43,7 @@ class Job:
     llm_outputs: str | None = None
     prompt: str | None = None
     completed_at: str | None = None
+    generated_by: str | None = None
     undecodable: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
 
@@ -98,6 +99,10 @@ class JobStore:
         """The text of ``advisors.prompt`` for an advisor's id, or None if it is absent or blank."""
         return self._advisor_prompts.get(advisor_id(advisor) or "")
 
+    def advisors(self) -> dict[str, str]:
+        """The name of each advisor by id, in the table's order; empty without such a table."""
+        return dict(self._advisors)
+
     def _read(self, timeout: float) -> None:
         with _connect(self.path, timeout) as connection:
             connection.execute("BEGIN")
@@ -137,7 +142,13 @@ class JobStore:
                 for (value,) in connection.execute(query):
                     self._system_prompt = _unless_blank(_text(value)[0])
             self._advisor_prompts: dict[str, str] = {}
+            self._advisors: dict[str, str] = {}
             known = _columns(connection, "advisors") if "advisors" in tables else {}
+            if "id" in known:
+                name = "name" if "name" in known else "NULL"
+                for row in connection.execute(f"SELECT id, {name} FROM advisors"):
+                    if key := advisor_id(_text(row[0])[0]):
+                        self._advisors.setdefault(key, _unless_blank(_text(row[1])[0]) or key)
             if {"id", "prompt"} <= known.keys():
                 for name, value in connection.execute("SELECT id, prompt FROM advisors"):
                     prompt = _unless_blank(_text(value)[0])

@@ -226,6 +226,20 @@ def average(task: tasks.Average, config: Config, run: Run) -> None:
     exchange.average(task, config, run)
 
 
+def serve(task: tasks.Serve, config: Config, run: Run) -> None:
+    """The advisor service, until Ctrl-C."""
+    from . import serving
+
+    serving.serve(task, config, run)
+
+
+def migrate(task: tasks.Migrate, config: Config, run: Run) -> None:
+    """The service's columns, added to a job database after a backup."""
+    from . import migrating
+
+    migrating.migrate(task, config, run)
+
+
 def verify(task: tasks.Verify, config: Config, run: Run) -> None:
     """Everything that an adapter has to prove, as a table."""
     from . import verifying

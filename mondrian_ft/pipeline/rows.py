@@ -64,6 +64,7 @@ def link(config: Config, run: Run) -> None:
                 data.advisor,
                 limit=data.limit,
                 accept=data.accept.value,
+                generated=data.generated,
                 cache=PHOTOGRAPHS_KNOWN.absolute(),
                 progress=progress,
             )

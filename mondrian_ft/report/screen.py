@@ -25,6 +25,7 @@ REASONS = {
     "other_advisor": "by another advisor",
     "advisor_unclear": "advisor not one known id",
     "not_finished": "job not finished",
+    "generated": "written by the service (data.generated)",
     "duplicate_id": "linked from another row",
     "over_limit": "beyond data.limit",
     "no_filename": "names no photograph",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from ..errors import ServerError
@@ -145,7 +145,7 @@ class Guard:
     def _refusal(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
         """The status and the sentence of a request that is not answered."""
         host = headers.get("host", "")
-        if not self._is_ours(host):
+        if not is_own_host(host, self._names, any_ip=self._any_ip):
             return 400, f"The host {host[:80]!r} is not this server's."
         if method in ("GET", "HEAD"):
             return None
@@ -161,19 +161,27 @@ class Guard:
             return 413, f"The request is longer than {MOST_BYTES:,} bytes."
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-        if not name:
-            name, port = host, ""
-        if port and not port.isdecimal():
-            return False
-        name = name.removeprefix("[").removesuffix("]").lower()
-        if name in self._names:
-            return True
-        if not self._any_ip:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
+
+def is_own_host(host: str, names: Collection[str], *, any_ip: bool) -> bool:
+    """Whether a ``Host`` header names this server.
+
+    Args:
+        host: the header.
+        names: the server's names, lower case.
+        any_ip: let every bare IP address pass as well, which no site can pretend to be.
+    """
+    name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if not name:
+        name, port = host, ""
+    if port and not port.isdecimal():
+        return False
+    name = name.removeprefix("[").removesuffix("]").lower()
+    if name in names:
         return True
+    if not any_ip:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

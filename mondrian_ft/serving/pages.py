@@ -25,9 +25,10 @@ SIDE = 1600
 class Refused(MondrianError):
     """A request that is not done: ``status`` is the HTTP status, ``str()`` the sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
         self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 def make_page_app(name: str) -> FastAPI:
@@ -99,11 +100,15 @@ def fresh(content: Any) -> JSONResponse:
 
 
 @cache
-def page(name: str) -> tuple[str, str]:
-    """A page, and the policy that lets exactly its own style and script run."""
+def page(name: str, *scripts: str) -> tuple[str, str]:
+    """A page, and the policy that lets exactly its own style and script run.
+
+    ``scripts`` are the shared ones it has; none named is all of them.
+    """
     folder = Path(__file__).parent / "templates"
     content, *styles = _read(folder, f"{name}.html", "common.css", f"{name}.css")
-    style, script = "".join(styles), "".join(_read(folder, "common.js", f"{name}.js"))
+    named = [f"{one}.js" for one in (*(scripts or ("basics", "common")), name)]
+    style, script = "".join(styles), "".join(_read(folder, *named))
     policy = "; ".join(
         [
             "default-src 'none'",

@@ -1,0 +1,98 @@
+"""The draw of an A/B test: keyed, sticky, and as often tuned as it was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from mondrian_ft.errors import ServerError
+from mondrian_ft.serving.ab import Choice, Mode, Router, Tally, UnknownMode, mode_of, secret_of
+
+N = 20_000
+
+
+def router(split: float = 0.5, secret: bytes = b"k" * 32, mode: Mode = Mode.ab_test) -> Router:
+    return Router(mode, split, "production", {"watkins": "v3"}, secret)
+
+
+@pytest.mark.parametrize("split", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("form", ["{}", "user-{:05d}", "3f2b1c9e-0000-4000-8000-{:012x}"])
+def test_the_share_lies_within_binomial_limits(split: float, form: str) -> None:
+    """For ids of any form, however alike; one in 10,000 honest draws would fail here."""
+    drawn = [router(split).choose("ansel", form.format(n)).used for n in range(N)]
+    count = drawn.count("ab_test_fine_tuned")
+    assert count + drawn.count("ab_test_base") == N
+    assert binomtest(count, N, split).pvalue > 1e-4
+
+
+def test_the_ends_are_exact() -> None:
+    """A split of 0 or 1 leaves nobody over."""
+    assert {router(0).choose("ansel", str(n)).arm for n in range(999)} == {"base"}
+    assert {router(1).choose("ansel", str(n)).arm for n in range(999)} == {"production"}
+
+
+def test_sticky_and_keyed() -> None:
+    """The same with the same secret; with another one as good as independent."""
+    one, same, other = router(), router(), router(secret=b"o" * 32)
+    keys = [f"u{n}" for n in range(2_000)]
+    drawn = [one.choose("ansel", key) for key in keys]
+    assert drawn == [same.choose("ansel", key) for key in keys]
+    agree = sum(a == other.choose("ansel", key) for a, key in zip(drawn, keys, strict=True))
+    assert binomtest(agree, len(keys), 0.5).pvalue > 1e-4
+    # A wider split moves people to the tuned model and nobody away from it.
+    wider = [router(0.7).choose("ansel", key) for key in keys]
+    assert all(w.arm != "base" for d, w in zip(drawn, wider, strict=True) if d.arm != "base")
+
+
+def test_an_advisor_may_have_an_arm_of_its_own() -> None:
+    assert router(1).choose("watkins", "u") == Choice("v3", "ab_test_fine_tuned")
+    assert router().choose("watkins", "u", Mode.fine_tuned) == Choice("v3", "fine_tuned")
+
+
+def test_the_base_never_stands_in() -> None:
+    alone = Router(Mode.fine_tuned, 0.5, None, {"watkins": "v3"}, b"k" * 32)
+    with pytest.raises(ServerError, match=r"needs an adapter, and this service has none for ansel"):
+        alone.choose("ansel", "u")
+    assert alone.choose("watkins", "u").arm == "v3"
+
+
+def test_modes() -> None:
+    assert mode_of(" Fine_Tuned ") is Mode.fine_tuned
+    assert mode_of("baseline") is Mode.base
+    with pytest.raises(UnknownMode, match="did you mean fine_tuned"):
+        mode_of("finetuned")
+
+
+def test_the_secret_is_kept(tmp_path: Path) -> None:
+    """Drawn once, for this user's eyes; a damaged file is told and not drawn over."""
+    folder = tmp_path / "new" / "state"
+    secret = secret_of(folder)
+    assert secret_of(folder) == secret
+    assert len(secret) == 32
+    assert (folder / "secret").stat().st_mode & 0o777 == 0o600
+    (folder / "secret").write_text("abc", encoding="ascii")
+    with pytest.raises(ServerError, match="does not hold the 64 hexadecimal digits"):
+        secret_of(folder)
+
+
+def test_the_tally() -> None:
+    tally = Tally()
+    for seconds in (1.0, 2.0, 3.0):
+        tally.answered("ab_test_base", seconds, parsed=seconds < 3)
+    tally.answered("ab_test_fine_tuned", 5.0, parsed=True)
+    tally.failed("ab_test_fine_tuned")
+    report = tally.report(0.5)
+    base = report["arms"]["ab_test_base"]
+    assert base["parse_rate"]["share"] == pytest.approx(2 / 3)
+    # Wilson's interval for 2 of 3, as in any table of it.
+    assert base["parse_rate"]["low"] == pytest.approx(0.2077, abs=1e-3)
+    assert base["parse_rate"]["high"] == pytest.approx(0.9385, abs=1e-3)
+    assert base["seconds"]["mean"] == 2.0
+    # Student's quantile for two degrees of freedom: 4.303.
+    assert base["seconds"]["high"] - 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+    assert report["arms"]["ab_test_fine_tuned"]["seconds"]["low"] is None
+    assert report["share_tuned"]["count"] == 2
+    assert report["share_tuned"]["of"] == 5
+    assert Tally().report(0.5) | {"since": ""} == {"since": "", "arms": {}, "share_tuned": None}
