@@ -28,9 +28,12 @@ FAILURE_KEPT = 5.0
 Stamp = tuple[tuple[int, int] | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """A model that can answer: the base, or the base with an adapter's layers.
+
+    Compared by identity: another directory of the same weights is another arm, because it has to
+    prove itself.
 
     Attributes:
         hash: the adapter's, None for the base.
@@ -51,6 +54,11 @@ class _Found:
     folder: Path
     version: str | None
     hash: str
+
+    @property
+    def key(self) -> tuple[Path, str]:
+        """What an arm in memory is found by."""
+        return self.folder, self.hash
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,9 @@ class Arms:
         base.model.eval()
         self._base = Arm(None, {}, Steps(base.backbone, own_kernels=False))
         self._inside = self._base
-        self._kept: OrderedDict[str, Arm] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, str], Arm] = OrderedDict()
         self._found: dict[str, _Found] = {}
         self._refused: dict[str, _Refused] = {}
-        self._identities: dict[str, Identity] = {}
 
     def take(self, name: str) -> tuple[Identity, Arm]:
         """The arm that a name means now, loaded and proved.
@@ -115,18 +122,17 @@ class Arms:
             found = self._found.get(name)
             if found is None or found.stamp != stamp:
                 found = self._look_up(name, stamp)
-            arm = self._kept.get(found.hash)
+            arm = self._kept.get(found.key)
             if arm is None:
                 arm = self._load(found)
         except MondrianError as error:
             self._found.pop(name, None)
-            self._identities.pop(name, None)
             sentence = f"The arm {name} cannot answer: {error}"
             self._refused[name] = _Refused(stamp, time.monotonic(), sentence)
             raise AdapterError(sentence) from error
         self._refused.pop(name, None)
         self._found[name] = found
-        self._kept.move_to_end(found.hash)
+        self._kept.move_to_end(found.key)
         return self._identify(name, found.version, found.hash), arm
 
     def put_in(self, arm: Arm) -> None:
@@ -139,17 +145,14 @@ class Arms:
     def identities(self) -> tuple[Identity, ...]:
         """Of the base and of every name whose adapter is in memory, as it was last looked up."""
         known = [self._identify(BASE, None, None)]
-        for one in self._identities.values():
-            if one.hash is not None and one.hash in self._kept:
-                known.append(one)
+        for name, found in tuple(self._found.items()):
+            if found.key in self._kept:
+                known.append(self._identify(name, found.version, found.hash))
         return tuple(known)
 
     def _identify(self, name: str, version: str | None, digest: str | None) -> Identity:
         about = self.base.identity
-        identity = Identity(name, version, digest, about.name, about.weights, self.probe.pixels)
-        if digest is not None:
-            self._identities[name] = identity
-        return identity
+        return Identity(name, version, digest, about.name, about.weights, self.probe.pixels)
 
     def _stamp(self, name: str) -> Stamp:
         """Times and sizes of the files that say what a name means: cheap, and enough to tell."""
@@ -187,7 +190,7 @@ class Arms:
         if adapter.hash != found.hash:
             raise AdapterError(f"{found.folder} was changed while it was read; ask again")
         arm = Arm(adapter.hash, layers, Steps(self.base.backbone, own_kernels=False))
-        self._kept[adapter.hash] = arm
+        self._kept[found.key] = arm
         while len(self._kept) > self.most:
             self._kept.popitem(last=False)
         return arm

@@ -168,7 +168,7 @@ class Engine:
         self._inbox: deque[_Job | str] = deque()
         self._woken = threading.Event()
         self._waiting: deque[_Job] = deque()
-        self._groups: dict[str | None, _Group] = {}
+        self._groups: dict[Arm, _Group] = {}
         self._grids: OrderedDict[str, Grid] = OrderedDict()
         # One thread: photographs are read in the order they came, beside the model's work.
         self._reader = ThreadPoolExecutor(1, "photographs")
@@ -269,7 +269,7 @@ class Engine:
         del group.jobs[place]
         group.running.leave(place)
         if not group.jobs:
-            del self._groups[group.arm.hash]
+            del self._groups[group.arm]
 
     # --- taking up --------------------------------------------------------------------------
 
@@ -345,9 +345,9 @@ class Engine:
             (job.bits,) = job.matching.allowed([0])
         if job.ask.stream:
             job.text = _Text(self.base)
-        group = self._groups.get(arm.hash)
+        group = self._groups.get(arm)
         if group is None:
-            group = self._groups[arm.hash] = _Group(arm, Running(arm.steps))
+            group = self._groups[arm] = _Group(arm, Running(arm.steps))
         place = group.running.join(
             start, seed=job.ask.seed & 0xFFFFFFFF, temperature=job.ask.temperature
         )

@@ -39,7 +39,8 @@ class Limits:
         loading: from its start until it is ready.
         stopping: from being told to stop until it is killed.
         backoff: before the second start in a row; doubles with each further one.
-        attempts: starts in a row that may fail. One that answered something is no failure.
+        attempts: starts in a row that may fail.
+        steady: ready for so long, or having answered something, a start was no failure.
     """
 
     silence: float = 10.0
@@ -48,6 +49,7 @@ class Limits:
     stopping: float = 30.0
     backoff: float = 0.5
     attempts: int = 4
+    steady: float = 60.0
 
 
 @dataclass(eq=False)
@@ -102,6 +104,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping = False
         self._answered = 0
+        self._ready_at: float | None = None
 
     # --- what the HTTP process calls --------------------------------------------------------
 
@@ -247,9 +250,11 @@ class Supervisor:
         """Keep a process running until it cannot be, or the task is cancelled."""
         failures = 0
         while True:
-            answered = self._answered
+            answered, self._ready_at = self._answered, None
             reason, final = await self._run_once()
-            failures = 1 if self._answered > answered else failures + 1
+            lasted = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+            worked = self._answered > answered or lasted > self.limits.steady
+            failures = 1 if worked else failures + 1
             if final or failures >= self.limits.attempts:
                 if not final:
                     reason = f"it ended {failures} times in a row, the last time so: {reason}"
@@ -315,6 +320,7 @@ class Supervisor:
             if message.turned > self.limits.stuck:
                 return f"the model's loop stood still for {message.turned:.0f} seconds"
             if message.status.state is State.ready:
+                self._ready_at = self._ready_at or time.monotonic()
                 self._settled.set()
                 self._pump()
             elif time.monotonic() - started > self.limits.loading:
