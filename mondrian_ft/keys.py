@@ -12,7 +12,7 @@ from .tasks import TASKS, Task
 
 def keys(task: type[Task] | None = None) -> list[str]:
     """Every key a command may set, dotted; the task's own are those of ``task``, or of all."""
-    found = [f"{group}.{item.name}" for group, schema in GROUPS.items() for item in _of(schema)]
+    found = [key for group, schema in GROUPS.items() for key in _below(group, schema)]
     tasks = TASKS.values() if task is None else [task]
     for kind in tasks:
         found += [f"task.{item.name}" for item in _of(kind)]
@@ -50,6 +50,8 @@ def suggest_key(key: str, task: type[Task] | None = None) -> str | None:
     known = keys(task)
     group, _, leaf = key.rpartition(".")
     if key.count(".") > 1:
+        if found := nearest(key, [each for each in known if each.count(".") > 1]):
+            return found
         # lora.rank.x: the nearest thing is the key it hangs from, or the group's nearest.
         group, leaf = key.split(".")[:2]
     if not group and leaf in ALIASES:
@@ -90,6 +92,16 @@ def unknown_key(key: str, task: type[Task] | None = None, where: str = "") -> Co
         return ConfigError(f"{start}there is no key {key}; {group} has {listing}.")
     listing = ", ".join([*GROUPS, "task", "experiment_name"])
     return ConfigError(f"{start}there is no key {key}; the config has {listing}.")
+
+
+def _below(name: str, schema: Any) -> list[str]:
+    """The keys of a group, and after each one those inside it."""
+    found = []
+    for item in _of(schema):
+        found.append(f"{name}.{item.name}")
+        if isinstance(inner := item.default_factory, type) and dataclasses.is_dataclass(inner):
+            found += _below(found[-1], inner)
+    return found
 
 
 def _of(schema: Any) -> tuple[dataclasses.Field[Any], ...]:

@@ -63,6 +63,13 @@ class Arm(StrEnum):
     base_examples_constrained = "base_examples_constrained"
 
 
+class Undecided(StrEnum):
+    """What becomes of an adapter whose score error is not better, though not worse either."""
+
+    refuse = "refuse"
+    allow = "allow"
+
+
 class Accept(StrEnum):
     """Which analyses are linked: none that had to be mended, complete ones, or all with scores."""
 
@@ -375,9 +382,14 @@ class EvalConfig:
     batch_size: int = 16
     """Photographs answered at once, 1 or more."""
     arms: list[Arm] = field(default_factory=lambda: [Arm.base, Arm.tuned])
-    """Models to compare: ``base``, ``tuned``, ``production`` (what that channel of the registry
-    holds) and ``base_examples`` (the base, shown some critiques); each with ``_constrained``
+    """Models to compare: ``base``, ``tuned``, ``production`` (what ``eval.against`` means in the
+    registry) and ``base_examples`` (the base, shown some critiques); each with ``_constrained``
     behind it answers under the critique's schema."""
+    against: str | None = _aside("production")
+    """Channel or version of the registry that is compared with as the arm ``production``; by itself
+    where it means another adapter of the same base. null leaves it to ``eval.arms``."""
+    latency: int = _aside(10)
+    """Photographs that each arm answers singly, to time tokens arm beside arm, 0 or more."""
     constrained: bool = False
     """Answer with every arm a second time under the schema, as ``<arm>_constrained``."""
     examples: int = 2
@@ -405,6 +417,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _check_count("eval", self, "max_examples", "max_tokens", "batch_size", "examples", "seeds")
         _check_count("eval", self, "folds", least=2)
+        _check_count("eval", self, "latency", least=0)
+        _check(self.against != "", "eval.against", "empty", "a channel, a version, or null")
         value = self.temperature
         _check(value >= 0 and math.isfinite(value), "eval.temperature", value, "0 or more")
         value = self.margin_score
@@ -470,6 +484,23 @@ class TrackingConfig:
 
 
 @dataclass
+class GateConfig:
+    """What an adapter must have shown to be promoted."""
+
+    inconclusive: Undecided = Undecided.refuse
+    """``refuse`` or ``allow`` one whose score error cannot be told apart from what it replaces."""
+    no_worse: Undecided = Undecided.refuse
+    """The same for one that is no worse within ``eval.margin_score``, and not better."""
+    latency: float = 0.10
+    """How much longer a token may take, as a share, 0 or more; refused only where the lower end of
+    the 95 % interval is above it."""
+
+    def __post_init__(self) -> None:
+        value = self.latency
+        _check(value >= 0 and math.isfinite(value), "registry.gate.latency", value, "0 or more")
+
+
+@dataclass
 class RegistryConfig:
     """Where finished adapters are numbered and kept."""
 
@@ -477,6 +508,11 @@ class RegistryConfig:
     """Folder of the registry."""
     name: str | None = None
     """Name the versions are counted under; null is ``<model>-<advisor>``."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What ``task=promote`` asks for."""
+    mirror: str | None = _path()
+    """Folder kept in the workbook's layout: ``versions/<name>-v1``, … and the link
+    ``<name>-active`` to what ``production`` means; null keeps none."""
 
 
 @dataclass

@@ -243,6 +243,61 @@ class Verify(Task):
 
 
 @dataclass
+class Promote(Task):
+    """Lets a channel mean a version, if the evidence says so; exit 1 if not."""
+
+    version: str = "candidate"
+    """The version, or a channel that means it."""
+    channel: str = "production"
+    """The channel to move."""
+    force: bool = False
+    """Move it whatever the evidence says; needs ``task.reason``."""
+    reason: str | None = None
+    """A sentence for the history."""
+
+    def __post_init__(self) -> None:
+        if self.force and not (self.reason or "").strip():
+            raise ConfigError("task.force=true needs task.reason, a sentence for the history.")
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.promote(self, config, run)
+
+
+@dataclass
+class Rollback(Task):
+    """Lets a channel mean again what it meant before."""
+
+    channel: str = "production"
+    """The channel to take back."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.rollback(self, config, run)
+
+
+@dataclass
+class Prune(Task):
+    """Removes old versions; never one that a channel means."""
+
+    keep: int | None = None
+    """How many of the newest to keep, 1 or more; needed."""
+    force: bool = False
+    """Remove those as well that a rollback could come to."""
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 1:
+            raise ConfigError(f"task.keep is {self.keep}, but it must be 1 or more.")
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.prune(self, config, run)
+
+
+@dataclass
 class Report(Task):
     """Finished runs -> experiments/<name>/: what they gave, in a table to decide under."""
 
@@ -303,6 +358,9 @@ TASKS: dict[str, type[Task]] = {
     "versions": Versions,
     "register": Register,
     "verify": Verify,
+    "promote": Promote,
+    "rollback": Rollback,
+    "prune": Prune,
     "report": Report,
     "sample_model": SampleModel,
 }

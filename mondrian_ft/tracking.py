@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
     from .schema import TrackingConfig
 
 Number = float | int | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version of the registry, for whoever keeps a copy of it.
+
+    Attributes:
+        name: what it is counted under.
+        version: its number there, such as ``v3``.
+        folder: its adapter directory.
+        channels: those that mean it now.
+        made: whether this very run made it; otherwise the run only took it up.
+        facts: what it is (JSON types).
+    """
+
+    name: str
+    version: str
+    folder: Path
+    channels: tuple[str, ...]
+    made: bool
+    facts: Mapping[str, Any]
 
 
 class Tracker(Protocol):
@@ -42,6 +64,10 @@ class Tracker(Protocol):
 
     def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
         """Records the evaluation's tables, made only where they are wanted, and its page."""
+        ...
+
+    def publish(self, version: Published) -> None:
+        """Keeps a copy of a registered version, or moves its copy's channels."""
         ...
 
     def close(self) -> None:
@@ -87,6 +113,9 @@ class JsonlTracker:
     def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
         """Does nothing: tables and page are files of the run already."""
 
+    def publish(self, version: Published) -> None:
+        """Does nothing: the registry is files already."""
+
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
@@ -117,6 +146,7 @@ class WandbTracker:
         self._warn = warn
         self._run: Any = None
         self._failed = False
+        self._online = False
 
     def log(self, metrics: Mapping[str, Number], step: int, kind: str = "step") -> None:
         """Sends ``metrics``, prefixed ``train/`` or ``eval/``."""
@@ -140,6 +170,17 @@ class WandbTracker:
                 _send(run, made, page)
 
         self._guarded(send)
+
+    def publish(self, version: Published) -> None:
+        """Mirrors a version as an artifact, online; offline it is in the registry's files alone.
+
+        Its aliases are ``registry-v3`` (W&B counts ``v0``, ``v1``, … for itself) and the channels;
+        W&B takes an alias from the version that had it before. The run that made the adapter has it
+        as output, one that only promoted it as input: the lineage W&B draws.
+        """
+        if self._mode != "online":
+            return
+        self._guarded(lambda run: _publish(run, version) if self._online else None)
 
     def close(self) -> None:
         """Finishes the W&B run, so that the next job of a sweep gets one of its own."""
@@ -167,7 +208,9 @@ class WandbTracker:
 
         if self._mode == "online":
             try:
-                return self._init(wandb, "online")
+                started = self._init(wandb, "online")
+                self._online = True
+                return started
             except Exception as error:
                 self._warn(
                     f"W&B cannot be reached ({_short(error)}); this run is kept offline in "
@@ -217,6 +260,11 @@ class Trackers:
         """Tells every tracker."""
         for tracker in self._trackers:
             tracker.show(tables, page)
+
+    def publish(self, version: Published) -> None:
+        """Tells every tracker."""
+        for tracker in self._trackers:
+            tracker.publish(version)
 
     def close(self) -> None:
         """Closes every tracker."""
@@ -339,6 +387,28 @@ def _send(run: Any, tables: Mapping[str, Table], page: Path) -> None:
     kept = wandb.Artifact(f"evaluation-{run.id}", type="evaluation")
     kept.add_file(str(page), name=page.name)
     run.log_artifact(kept)
+
+
+def _publish(run: Any, version: Published) -> None:
+    """A version to W&B, where one with its contents is not stored twice."""
+    import wandb
+
+    alias = f"registry-{version.version}"
+    aliases = [alias, *version.channels]
+    if not version.made:
+        try:
+            kept = run.use_artifact(f"{version.name}:{alias}")
+        except (wandb.Error, ValueError):
+            kept = None  # It was registered without W&B, and gets there now.
+        if kept is not None:
+            if kept.metadata.get("hash") != version.facts.get("hash"):
+                raise MondrianError(f"{version.name}:{alias} is another adapter there")
+            kept.aliases = sorted({*kept.aliases, *aliases})
+            kept.save()
+            return
+    made = wandb.Artifact(version.name, type="adapter", metadata=dict(version.facts))
+    made.add_dir(str(version.folder))
+    run.log_artifact(made, aliases=aliases)
 
 
 def _finite(value: Number) -> Number:

@@ -184,10 +184,10 @@ def test_the_promised_keys_are_there() -> None:
         trainer: epochs max_steps batch_size accumulate save_every eval_every patience
                  grad_checkpoint seed resume
         eval: max_examples max_tokens temperature batch_size arms report judge_url judge_model
-              judge_key_env judge_timeout
+              judge_key_env judge_timeout against latency
         tracking: mode project entity group tags
-        registry: root name
-        task: output_dir adapter format
+        registry: root name gate gate.inconclusive gate.no_worse gate.latency mirror
+        task: output_dir adapter format version channel force reason keep
     """
     group = ""
     known = set(keys())

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / "mondrian_ft"
 RANK = {
     "errors": -1,
     "files": 0,
+    "identity": 0,
     "data": 1,
     "model": 1,
     "registry": 1,
@@ -48,6 +49,7 @@ DOMAIN = (
     "sample",
     "report",
     "files",
+    "identity",
 )
 SAME_RANK = {("run", "tracking")}
 """``run`` opens its trackers, and both lie below the entry point."""
@@ -122,7 +124,7 @@ def test_walls_to_the_outside(path: Path) -> None:
         assert "mlx_vlm" not in tops
     if path.relative_to(ROOT) != Path("evaluation/judge.py"):
         assert "openai" not in tops
-    if mine in ("errors", "files", "registry"):
+    if mine in ("errors", "files", "identity", "registry"):
         assert not tops & {"numpy", "PIL", "pydantic", "rich"}
 
 
@@ -132,6 +134,7 @@ def test_heavy_libraries_wait(path: Path) -> None:
     light = (
         "errors",
         "files",
+        "identity",
         "data",
         "registry",
         "tasks",

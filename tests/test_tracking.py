@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from mondrian_ft.errors import MondrianError
 from mondrian_ft.run import Run
 from mondrian_ft.schema import Config, TrackingMode
 from mondrian_ft.tasks import Link
-from mondrian_ft.tracking import JsonlTracker, Trackers, WandbTracker, logged_in, wandb_mode
+from mondrian_ft.tracking import (
+    JsonlTracker,
+    Published,
+    Trackers,
+    WandbTracker,
+    logged_in,
+    wandb_mode,
+)
 
 KEY = "0" * 40
 
@@ -344,3 +352,118 @@ with Run.open(Config(task=Link()), Path("here")) as run:
     # All that waits to be sent is in the run folder.
     assert all(path.is_relative_to(tmp_path / "here") for path in kept.values())
     assert json.loads((tmp_path / "here" / "run.json").read_text())["warnings"] == []
+
+
+# --- versions of the registry as artifacts ------------------------------------------------------
+
+
+class Kept:
+    """An artifact, as W&B hands it out."""
+
+    def __init__(self, name: str, type: str, metadata: dict[str, Any]) -> None:
+        self.name, self.type, self.metadata = name, type, metadata
+        self.aliases: list[str] = []
+        self.files: list[str] = []
+        self.saved = 0
+
+    def add_dir(self, folder: str) -> None:
+        self.files += sorted(path.name for path in Path(folder).iterdir())
+
+    def save(self) -> None:
+        self.saved += 1
+
+
+class ArtifactWandb(FakeWandb):
+    """With a store of artifacts that keeps W&B's rules for aliases."""
+
+    Artifact = Kept
+
+    class Error(Exception):
+        """What W&B raises where there is no such artifact."""
+
+    def __init__(self, *broken: str) -> None:
+        super().__init__(*broken)
+        self.store: dict[str, Kept] = {}
+        self.used: list[str] = []
+
+    def log_artifact(self, made: Kept, aliases: list[str]) -> None:
+        for alias in aliases:
+            # W&B counts v0, v1, … for itself and refuses such an alias.
+            assert not (alias[0] == "v" and alias[1:].isdigit())
+            self.store[f"{made.name}:{alias}"] = made
+        made.aliases = list(aliases)
+
+    def use_artifact(self, name: str) -> Kept:
+        self.used.append(name)
+        if name not in self.store:
+            raise self.Error(f"{name} not found")
+        return self.store[name]
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    return Published("sample-ansel", "v1", folder, ("candidate",), True, {"hash": "a" * 64})
+
+
+def artifacts(monkeypatch: pytest.MonkeyPatch, *broken: str) -> ArtifactWandb:
+    module = ArtifactWandb(*broken)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_a_registered_version_is_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+) -> None:
+    """With its files and facts; the channels are aliases. Promoting it moves aliases alone."""
+    module = artifacts(monkeypatch)
+    tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
+    Trackers(JsonlTracker(tmp_path / "log.jsonl"), tracker).publish(published)
+    kept = module.store["sample-ansel:registry-v1"]
+    assert (kept.type, kept.files, kept.metadata) == (
+        "adapter",
+        ["manifest.json"],
+        {"hash": "a" * 64},
+    )
+    assert module.store["sample-ansel:candidate"] is kept
+    tracker.publish(replace(published, made=False, channels=("candidate", "production")))
+    assert module.used == ["sample-ansel:registry-v1"]
+    assert kept.aliases == ["candidate", "production", "registry-v1"]
+    assert kept.saved == 1
+    assert len(set(module.store.values())) == 1
+
+
+def test_a_version_that_wandb_never_saw_gets_there_when_it_is_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+) -> None:
+    """It was registered offline."""
+    module = artifacts(monkeypatch)
+    tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
+    tracker.publish(replace(published, made=False, channels=("production",)))
+    assert module.store["sample-ansel:production"].files == ["manifest.json"]
+
+
+def test_another_adapter_of_that_name_is_not_promoted_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+) -> None:
+    """Two machines both have a v1; an alias must not move to the other one's."""
+    module = artifacts(monkeypatch)
+    warnings: list[str] = []
+    tracker = WandbTracker("online", tmp_path, {}, warnings.append)
+    tracker.publish(published)
+    tracker.publish(replace(published, made=False, facts={"hash": "b" * 64}))
+    assert module.store["sample-ansel:registry-v1"].saved == 0
+    assert len(warnings) == 1
+    assert "sample-ansel:registry-v1 is another adapter there" in warnings[0]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_offline_nothing_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published, mode: str
+) -> None:
+    """Asked for, or because W&B cannot be reached: the registry's own files are enough."""
+    module = artifacts(monkeypatch, "online")
+    WandbTracker(mode, tmp_path, {}, lambda sentence: None).publish(published)
+    assert module.store == {}

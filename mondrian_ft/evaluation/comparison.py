@@ -49,6 +49,11 @@ def build(
     peak_memory: Mapping[str, float] | None = None,
     hashes: Mapping[str, str | None] | None = None,
     forgetting: Forgetting | None = None,
+    pace: Mapping[str, Sequence[float]] | None = None,
+    data_lock: str | None = None,
+    base: Mapping[str, str] | None = None,
+    part: tuple[str, int] | None = None,
+    resamples: int = stats.RESAMPLES,
 ) -> dict[str, Any]:
     """Compare arms on held-out ``rows`` and return the whole report as JSON-able values.
 
@@ -60,7 +65,12 @@ def build(
     of 0-10 and as a share of answers, are what the tuned arm may lose and count as no worse.
     ``failed`` gives the reason of each arm that could not answer, ``peak_memory`` GB by arm, and
     ``hashes`` the adapter of each arm that has one. ``forgetting`` is what the tuned model's
-    adapter costs on general questions, None where that was not measured.
+    adapter costs on general questions, None where that was not measured. ``pace`` are seconds per
+    token by arm, of the same photographs in the same order (see ``latency``).
+
+    ``data_lock`` names the rows, ``base`` the base, and ``part`` which part they are of and how
+    many that part has: a report is evidence only where it can be seen what it is about.
+    ``resamples`` are those of the verdicts' bootstraps; fewer are for simulations.
 
     The keys are those of the facts on the users' data, "Their training and evaluation files", with
     ``evidence`` added; ``report/schema/comparison_report.schema.json`` describes them all.
@@ -151,7 +161,11 @@ def build(
     if "base" in arms and "tuned" in arms:
         sides = (readings["base"], readings["tuned"], references, photographs)
         facts |= evidence.verdict(
-            *sides, score_margin=score_margin, format_margin=format_margin, detections=fired
+            *sides,
+            score_margin=score_margin,
+            format_margin=format_margin,
+            detections=fired,
+            resamples=resamples,
         )
         facts["per_dimension_change"] = evidence.per_dimension_change(*sides)
     else:
@@ -162,13 +176,23 @@ def build(
             score_margin=score_margin,
             format_margin=format_margin,
             detections=fired,
+            resamples=resamples,
         )
+        | {"latency": evidence.latency(pace, arm)}
         for arm in AGAINST
         if arm in arms and "tuned" in arms
     }
+    if "change" in facts:
+        facts["latency"] = evidence.latency(pace, "base")
     found = metric_block(arms, readings)
     facts["criteria"] = evidence.criteria(facts["arms"], found)
-    facts |= {"adapter_hash": adapter_hash, "settings": dict(settings)}
+    facts |= {
+        "adapter_hash": adapter_hash,
+        "data_lock": data_lock,
+        "base": dict(base) if base else None,
+        "judged_part": {"part": part[0], "rows": len(rows), "of": part[1]} if part else None,
+        "settings": dict(settings),
+    }
     return {
         "evaluation_date": date or datetime.now(UTC).isoformat(timespec="seconds"),
         "base_model": base_model,

@@ -357,6 +357,13 @@ def verdict(
     }
 
 
+def latency(pace: Mapping[str, Sequence[float]] | None, arm: str) -> dict[str, Any] | None:
+    """How many times another arm's seconds per token the tuned one's are; None if not measured."""
+    if not pace or "tuned" not in pace or arm not in pace:
+        return None
+    return stats.paired_ratio(pace["tuned"], pace[arm]).as_dict()
+
+
 def per_dimension_change(
     base: Sequence[Reading],
     tuned: Sequence[Reading],

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import AdapterError
 from ..files import atomic_write_bytes, atomic_write_json
+from ..identity import identity_hash
 from . import layouts, lora, proof
 from . import probe as probes
 from .backend import mx
@@ -219,11 +220,6 @@ def applied(
             yield adapter
         finally:
             lora.detach(base.model)
-
-
-def identity_hash(weights: bytes, scale: float) -> str:
-    """64 hexadecimal digits that name an adapter: the weights file and the effective scale."""
-    return hashlib.sha256(weights + f"scale={scale!r}".encode()).hexdigest()
 
 
 def _peft_method(config: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ wait for MLX.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +59,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
         if "tuned" in done.report["evidence"]["arms_failed"]:
             done.check()  # an adapter that cannot answer is no candidate
         version = versioning.register(config, run, adapter.folder)
+        steps, against = versioning.next_step(config, version)
         screen.show_closing(
             run.console,
             done.report,
@@ -67,6 +67,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
             page=page,
             labels=labels,
             commands=[
+                *steps,
                 ("list every adapter so far", command("task=versions")),
                 (
                     f"give {version} to mlx-vlm",
@@ -78,6 +79,8 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
                 ),
             ],
         )
+        for sentence in against:
+            run.console.print(screen.plain(sentence), soft_wrap=True, markup=False)
         done.check()
     else:
         run.warn("there is neither a test nor a validation part, so the adapter was not evaluated")
@@ -182,6 +185,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
         adapter=adapter.folder if adapter else None,
         page=run.folder / "report.html",
     )
+    if adapter is not None and "tuned" in done.report["evidence"]["arms"]:
+        own = run.folder / "evaluation" / "comparison_report.json"
+        versioning.file_report(config, run, adapter.hash, own)
     done.check()
     return done.report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
@@ -222,26 +228,35 @@ def register(task: tasks.Register, config: Config, run: Run) -> None:
 
     if task.adapter is None:
         raise AdapterError("task.adapter is not set; give the adapter directory to register")
-    versioning.register(config, run, Path(task.adapter))
+    versioning.register(config, run, versioning.find_adapter(task.adapter, config))
 
 
 def versions(task: tasks.Versions, config: Config, run: Run) -> None:
     """The registry's versions, oldest first."""
-    from .. import registry
     from . import versioning
 
-    found = registry.versions(Path(config.registry.root), versioning.registry_name(config))
-    if task.format == "json":
-        print(json.dumps([version.as_dict() for version in found], indent=2))
-        return
-    if not found:
-        run.console.print(
-            f"The registry has no version of {versioning.registry_name(config)} yet; the main job "
-            "registers one.",
-            markup=False,
-        )
-        return
-    run.console.print(screen.versions_table([version.as_dict() for version in found]))
+    versioning.versions(task, config, run)
+
+
+def promote(task: tasks.Promote, config: Config, run: Run) -> None:
+    """A channel of the registry to another version, if the evidence allows it."""
+    from . import versioning
+
+    versioning.promote(task, config, run)
+
+
+def rollback(task: tasks.Rollback, config: Config, run: Run) -> None:
+    """A channel of the registry to what it meant before."""
+    from . import versioning
+
+    versioning.rollback(task, config, run)
+
+
+def prune(task: tasks.Prune, config: Config, run: Run) -> None:
+    """The registry without old versions that nobody needs."""
+    from . import versioning
+
+    versioning.prune(task, config, run)
 
 
 def report(task: tasks.Report, config: Config, run: Run) -> None:

@@ -21,7 +21,7 @@ from ..model import lora
 from ..model.adapter import Adapter
 from ..model.base import Base
 from ..model.probe import ProbeInputs
-from .versioning import registry_name
+from .versioning import occupant, registry_name
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -39,12 +39,14 @@ class Arms:
         voices: those of them that are neither base nor tuned.
         constraint: the schema of the constrained ones, if there are any.
         failed: the reason of each arm that cannot be asked.
+        notes: what was left out that nobody had asked for by name, as sentences.
     """
 
     names: list[str]
     voices: dict[str, Voice] = field(default_factory=dict)
     constraint: Constraint | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def find(
@@ -56,6 +58,7 @@ def find(
     train: Sequence[Row],
     probe: ProbeInputs,
     failed: dict[str, str],
+    alone: bool = False,
 ) -> Arms:
     """The arms of ``eval.arms`` and ``eval.constrained``.
 
@@ -65,12 +68,17 @@ def find(
         train: where examples, lengths and the names of dimensions come from.
         probe: what an adapter that is loaded has to prove itself with.
         failed: reasons why arms could not be made before this.
+        alone: leave ``eval.against`` out unless ``eval.arms`` names production.
     """
     wanted = [str(arm) for arm in config.eval.arms]
     if config.eval.constrained:
         free = [arm for arm in wanted if not arm.endswith(CONSTRAINED)]
         wanted = [each for arm in free for each in (arm, arm + CONSTRAINED)]
     arms = Arms([], failed={})
+    unasked: Voice | None = None
+    if adapter is not None and "tuned" in wanted and PRODUCTION not in wanted and not alone:
+        unasked = _unasked(config, base, adapter, rows, probe, arms)
+        wanted += [PRODUCTION] if unasked else []
     for arm in wanted:
         name = arm.removesuffix(CONSTRAINED)
         if name in failed:
@@ -78,7 +86,7 @@ def find(
         elif name != "tuned" or adapter is not None:
             arms.names.append(arm)
     makers: dict[str, Callable[[], Voice]] = {
-        PRODUCTION: lambda: _production(config, base, rows, probe),
+        PRODUCTION: lambda: unasked or _production(config, base, rows, probe),
         EXAMPLES: lambda: _with_examples(base, train, config.eval.examples),
     }
     for name, make in makers.items():
@@ -158,9 +166,36 @@ def _leave_out(arms: Arms, names: Sequence[str], error: MondrianError) -> None:
 
 def _production(config: Config, base: Base, rows: Sequence[Row], probe: ProbeInputs) -> Voice:
     root, name = Path(config.registry.root), registry_name(config)
-    adapter = adapters.read(registry.resolve(root, name, PRODUCTION))
+    adapter = adapters.read(registry.resolve(root, name, config.eval.against or PRODUCTION))
     check_unseen(adapter, rows)
     return Voice(lambda: adapters.applied(adapter.folder, base, probe=probe), adapter.hash)
+
+
+def _unasked(
+    config: Config,
+    base: Base,
+    adapter: Adapter,
+    rows: Sequence[Row],
+    probe: ProbeInputs,
+    arms: Arms,
+) -> Voice | None:
+    """What ``eval.against`` means, where that is another adapter that can be asked.
+
+    Nobody named it, so one that cannot be asked is a note and no failure.
+    """
+    ref = config.eval.against
+    place = occupant(config, ref) if ref is not None else None
+    if place is None or place[1] == adapter.hash:
+        return None
+    told = f"{ref} ({place[0]})" if ref != place[0] else place[0]
+    try:
+        voice = _production(config, base, rows, probe)
+        with voice.enter():
+            pass  # another base or other pixels are found out here
+    except MondrianError as error:
+        arms.notes.append(f"{told} is not compared with: {error}")
+        return None
+    return voice
 
 
 def _with_examples(base: Base, train: Sequence[Row], number: int) -> Voice:

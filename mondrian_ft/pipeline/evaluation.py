@@ -13,7 +13,7 @@ from .. import __version__
 from ..data.batches import Example
 from ..data.rows import Row
 from ..errors import DataError, EvaluationError, MondrianError
-from ..evaluation import comparison, forgetting
+from ..evaluation import comparison, forgetting, latency
 from ..evaluation.comparison import SHUFFLED
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.forgetting import Forgetting
@@ -51,7 +51,10 @@ class Asked:
         hashes: the adapter of each arm that has one.
         peak_memory: GB, by arm that was asked anything.
         settings: all that the answers depend on, for the report.
+        part: which part the rows are of, and how many rows that part has.
+        base: which base answered.
         forgetting: what the adapter costs on general questions; None if not measured.
+        pace: seconds per token by arm, of the same photographs.
     """
 
     examples: list[Example]
@@ -60,7 +63,10 @@ class Asked:
     hashes: dict[str, str]
     peak_memory: dict[str, float]
     settings: dict[str, Any]
+    part: tuple[str, int]
+    base: dict[str, str]
     forgetting: Forgetting | None = None
+    pace: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -125,8 +131,12 @@ def ask(
     adapter: Adapter | None,
     *,
     failed: dict[str, str] | None = None,
+    alone: bool = False,
 ) -> Asked:
     """Put the held-out rows to every arm of the config.
+
+    ``alone`` is for one training of several, which no gate will ask about: it is neither timed nor
+    compared with what the registry holds.
 
     Raises:
         DataError: there are no held-out rows, or the adapter was trained on some of them.
@@ -153,7 +163,10 @@ def ask(
         train=parts.train,
         probe=probe_inputs(base, pixel_settings(config)),
         failed=failed or {},
+        alone=alone,
     )
+    for note in arms.notes:
+        run.warn(note)
     if not arms.names:
         raise EvaluationError("; ".join(_unanswered(arms.failed)) or "eval.arms names no arm")
     evaluator = Evaluator(
@@ -190,6 +203,10 @@ def ask(
         if "tuned" in outputs:
             status.update("general questions")
             lost = forgetting.measure(base, features, examples, batch_size=config.eval.batch_size)
+        pace: dict[str, list[float]] = {}
+        if {"base", "tuned"} <= outputs.keys() and not alone:
+            status.update("timing")
+            pace = _timed(config, run, base, features, examples, arms, outputs)
     _tell(run, evaluator)
     return Asked(
         examples,
@@ -211,8 +228,30 @@ def ask(
             "data_lock": parts.lock,
             "base": asdict(base.identity),
         },
+        part=("test" if parts.test else "val", len(parts.judged)),
+        base=asdict(base.identity),
         forgetting=lost,
+        pace=pace,
     )
+
+
+def _timed(
+    config: Config,
+    run: Run,
+    base: Base,
+    features: FeatureStore,
+    examples: list[Example],
+    arms: arms_of.Arms,
+    outputs: dict[str, list[Output]],
+) -> dict[str, list[float]]:
+    """Seconds per token of base, tuned and production; none, with a warning, if that fails."""
+    name = arms_of.PRODUCTION
+    others = {name: arms.voices[name]} if name in outputs and name in arms.voices else {}
+    try:
+        return latency.measure(base, features, examples, others, photographs=config.eval.latency)
+    except MondrianError as error:
+        run.warn(f"tokens could not be timed: {error}")
+        return {}
 
 
 def build(
@@ -234,6 +273,10 @@ def build(
         peak_memory=asked.peak_memory,
         hashes=asked.hashes,
         forgetting=asked.forgetting,
+        pace=asked.pace,
+        data_lock=parts.lock,
+        base=asked.base,
+        part=asked.part,
     )
 
 

@@ -87,7 +87,9 @@ def evaluate(
                 own, part, base, features, repeat.parts, part.folder / "adapter"
             )
             try:
-                answers = evaluation.ask(own, part, base, features, repeat.parts, adapter)
+                answers = evaluation.ask(
+                    own, part, base, features, repeat.parts, adapter, alone=True
+                )
             finally:
                 lora.detach(base.model)
         asked.append(answers)
@@ -167,6 +169,8 @@ def pool(asked: list[Asked]) -> Asked:
             if any(arm in each.peak_memory for each in asked)
         },
         settings=asked[0].settings | {"answers_reused": reused},
+        part=(asked[0].part[0], sum(each.part[1] for each in asked)),
+        base=asked[0].base,
     )
 
 

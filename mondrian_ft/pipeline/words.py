@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..report import screen
-from .rows import data_dir
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -36,6 +35,8 @@ def without(*names: str) -> str:
 
 def resume_command(config: Config, run: Run, folder: Path) -> str:
     """This very command, going on from the adapter folder's newest checkpoint."""
+    from .rows import data_dir  # what reads data is not needed to type a command
+
     dropped = ("trainer.resume=", "task.output_dir=", "data.output_dir=")
     kept = [word for word in sys.argv[1:] if not word.startswith(dropped)]
     data = screen.near(data_dir(config, run))

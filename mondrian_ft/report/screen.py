@@ -215,22 +215,24 @@ def show_closing(
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
-    """The registry's versions, oldest first: hash, date, channels and what was measured."""
+    """The registry's versions, oldest first: hash, trained when and on what, measures, channels."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("version", "hash", "created", "channels", "verdict", "format", "score error"):
-        table.add_column(heading, no_wrap=True)
+    headings = ("version", "hash", "trained", "on", "verdict", "format", "score\nerror", "channels")
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading not in ("on", "channels"))
     for version in versions:
         metrics = version.get("metrics") or {}
         table.add_row(
             version["version"],
-            version["hash"][:12],
-            str(version.get("created") or ""),
-            ", ".join(version["channels"]),
+            version["hash"][:8],
+            str(version.get("created") or "")[:16].replace("T", " "),
+            plain(_trained_on(version.get("trained") or {})),
             str(metrics.get("verdict") or ""),
             plain(wording.percent(metrics.get("format_strict"))),
             plain(wording.points(metrics.get("score_mae"))),
+            ", ".join(version["channels"]),
         )
     return table
 
@@ -247,6 +249,18 @@ def checks_table(checks: Sequence[tuple[str, str, str, bool]]) -> Table:
         verdict = Text("ok") if holds else Text("FAILED", style="bold")
         table.add_row(*(Text(plain(cell)) for cell in (name, expected, found)), verdict)
     return table
+
+
+def _trained_on(about: Mapping[str, Any]) -> str:
+    """Rows, advisor, the lock's first digits and the base, as far as they are known."""
+    rows = about.get("rows")
+    parts = [
+        f"{rows} rows" if rows is not None else "",
+        str(about.get("advisor") or ""),
+        f"lock {str(about['data_lock'])[:8]}" if about.get("data_lock") else "",
+        Path(str(about.get("base") or "")).name,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def widen(report: dict[str, Any]) -> dict[str, Any]:
             "reason": "Better: the score error fell by 0.61 points.",
             "change": evidence["change"],
             "capped_by": [],
+            "latency": {"n": 8, "ratio": 1.02, "interval": [0.98, 1.06]},
         }
     }
     return report

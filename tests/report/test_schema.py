@@ -64,6 +64,9 @@ def test_many_arms_keep_it(many) -> None:
         ("forgetting", {"n": 0, "asked": 13, "prompts": 0, "base_loss": 0.1, "tuned_loss": 0.2}),
         ("forgetting", {"n": 3, "prompts": 1, "base_loss": 0.1, "tuned_loss": 0.2}),
         ("against", {"production": {"verdict": "great", "reason": "", "change": {}}}),
+        ("latency", {"n": 8, "ratio": -1.0, "interval": None}),
+        ("base", {"name": "sample"}),
+        ("judged_part", {"part": "train", "rows": 8, "of": 8}),
     ],
 )
 def test_what_many_arms_add_is_held_to_it(many, key: str, value: Any) -> None:
@@ -96,6 +99,10 @@ def test_one_arm_alone_keeps_it(tmp_path: Path) -> None:
         "evidence",
         "evidence.verdict",
         "evidence.capped_by",
+        "evidence.latency",
+        "evidence.data_lock",
+        "evidence.base",
+        "evidence.judged_part",
         "evidence.arms.base.n",
         "evidence.arms.tuned.format_strict",
         "evidence.arms.tuned.score_mae",
