@@ -16,7 +16,7 @@ from typing import Any
 from .. import registry
 from ..errors import AdapterError, MondrianError
 from ..model import adapter as adapters
-from ..model import lora
+from ..model import joined, lora
 from ..model.base import Base
 from ..model.decode import Steps
 from ..model.probe import ProbeInputs
@@ -186,7 +186,13 @@ class Arms:
         """Load an adapter with its proof; the model is its base afterwards."""
         self.put_in(self._base)
         adapter = adapters.load(found.folder, self.base, probe=self.probe)
-        layers = lora.take_out(self.base.model)
+        layers = joined.join(lora.take_out(self.base.model))
+        lora.put_in(self.base.model, layers)
+        try:
+            # What answers is what is proved, so once more in this form.
+            adapters.prove(adapter, self.base, self.probe)
+        finally:
+            lora.take_out(self.base.model)
         if adapter.hash != found.hash:
             raise AdapterError(f"{found.folder} was changed while it was read; ask again")
         arm = Arm(adapter.hash, layers, Steps(self.base.backbone, own_kernels=False))
