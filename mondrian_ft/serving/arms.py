@@ -16,7 +16,7 @@ from typing import Any
 from .. import registry
 from ..errors import AdapterError, MondrianError
 from ..model import adapter as adapters
-from ..model import joined, lora
+from ..model import answering, lora
 from ..model.base import Base
 from ..model.decode import Steps
 from ..model.probe import ProbeInputs
@@ -79,6 +79,7 @@ class Arms:
         root, name: the registry and the name in it; None where there is none.
         most: adapters kept in memory. One that is under way lives on until its last ask is
             answered.
+        merge_bytes: see ``answering.for_answering``, for each adapter.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class Arms:
         root: Path | None = None,
         name: str | None = None,
         most: int = 8,
+        merge_bytes: int = 0,
     ) -> None:
         self.base = base
         self.probe = probe
         self.root, self.name, self.most = root, name, most
+        self.merge_bytes = merge_bytes
         self._folders = {folder: Path(folder).absolute() for folder in folders if folder != BASE}
         base.model.eval()
         self._base = Arm(None, {}, Steps(base.backbone, own_kernels=False))
@@ -186,7 +189,9 @@ class Arms:
         """Load an adapter with its proof; the model is its base afterwards."""
         self.put_in(self._base)
         adapter = adapters.load(found.folder, self.base, probe=self.probe)
-        layers = joined.join(lora.take_out(self.base.model))
+        layers = answering.for_answering(
+            lora.take_out(self.base.model), merge_bytes=self.merge_bytes
+        )
         lora.put_in(self.base.model, layers)
         try:
             # What answers is what is proved, so once more in this form.

@@ -30,6 +30,8 @@ class Setup:
         max_rows: asks that are decoded together.
         max_tokens: most tokens of any answer.
         max_adapters: adapters kept in memory; the one used longest ago goes first.
+        merge_bytes: most memory that an adapter may take so that its steps cost what the base's do;
+            one that would need more is applied to the base's one copy of the weights.
         dimensions: names that a constrained answer must have; None leaves them to the model.
         features_dir: folder in which vision features outlive the process; None keeps none.
         features_bytes: bound on the vision features in memory.
@@ -47,6 +49,7 @@ class Setup:
     max_rows: int = 16
     max_tokens: int = 2048
     max_adapters: int = 8
+    merge_bytes: int = 64 << 20
     dimensions: tuple[str, ...] | None = None
     features_dir: str | None = None
     features_bytes: int = 256 << 20

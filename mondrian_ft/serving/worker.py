@@ -103,6 +103,7 @@ class Worker:
             root=Path(setup.registry_root) if setup.registry_root else None,
             name=setup.registry_name,
             most=setup.max_adapters,
+            merge_bytes=setup.merge_bytes,
         )
         for number, arm in enumerate(setup.arms):
             self._at(f"loading the arm {arm}", 0.7 + 0.25 * number / len(setup.arms))

@@ -61,7 +61,11 @@ class Bench:
     def __init__(self, lab: Any, base: Any, *, folders: Any = (), **options: Any) -> None:
         lora.detach(base.model)  # what another engine left in it
         self.events: list[Event] = []
-        places = {key: options.pop(key) for key in ("root", "name", "most") if key in options}
+        places = {
+            key: options.pop(key)
+            for key in ("root", "name", "most", "merge_bytes")
+            if key in options
+        }
         self.arms = Arms(
             base, probe_inputs(base, lab.settings), folders=[str(f) for f in folders], **places
         )

@@ -68,9 +68,10 @@ def asks_of(folders: list[Path], count: int, **changes: Any) -> list[Any]:
     ]
 
 
-def test_together_as_alone_whatever_the_arm(lab, base, folders, bench) -> None:
+@pytest.mark.parametrize("merge_bytes", [0, 1 << 20])
+def test_together_as_alone_whatever_the_arm(lab, base, folders, bench, merge_bytes) -> None:
     """Arms mixed, free and constrained mixed, all at once and one after another."""
-    one = bench(folders=folders)
+    one = bench(folders=folders, merge_bytes=merge_bytes)
     asks = asks_of(folders, 13)
     alone = said(one.alone(asks))
     assert len({answer[0] for answer in alone.values()}) == len(asks)
@@ -78,12 +79,14 @@ def test_together_as_alone_whatever_the_arm(lab, base, folders, bench) -> None:
     for turns in (1, 3, 7):
         assert said(one.together(asks, turns=turns)) == alone
     assert said(one.together(asks[::-1], turns=2)) == alone
-    assert said(bench(folders=folders, max_rows=3).together(asks)) == alone
+    few = bench(folders=folders, max_rows=3, merge_bytes=merge_bytes)
+    assert said(few.together(asks)) == alone
 
 
-def test_an_arm_answers_as_in_an_evaluation(lab, base, folders, bench) -> None:
+@pytest.mark.parametrize("merge_bytes", [0, 1 << 20])
+def test_an_arm_answers_as_in_an_evaluation(lab, base, folders, bench, merge_bytes) -> None:
     """The adapter in the model by itself, and the batched decoding of evaluations, say the same."""
-    one = bench(folders=folders)
+    one = bench(folders=folders, merge_bytes=merge_bytes)
     asks = asks_of(folders, 8)
     found = one.together(asks)
     one.arms.put_in(one.arms.take(BASE)[1])
