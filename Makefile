@@ -13,12 +13,18 @@ endif
 comma := ,
 EXTRAS := dev$(if $(filter-out none,$(BACKEND)),$(comma)$(BACKEND))
 STAMP := $(VENV)/.setup-$(BACKEND)
+# PyTorch, transformers' models and PEFT, which only the tests against them need.
+PARITY := $(VENV)/.parity
+
+# Processes that share the tests.
+JOBS ?= 2
+TESTS := $(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
 # Words after the command, as in make run ARGS='+experiment=dry_run'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check bench
+.PHONY: help setup run test test-all parity check bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,10 +50,17 @@ run: setup ## the whole main job on the embedded sample (ARGS='key=value …' fo
 	$(PY) -m mondrian_ft $(ARGS)
 
 test: setup ## the everyday tests, some minutes
-	$(PY) -m pytest -q -m 'not full' $(ARGS)
+	$(TESTS) -m 'not full' $(ARGS)
 
-test-all: setup ## every test; fails, never skips, where Chromium or torch is missing
-	MONDRIAN_FT_TEST_ALL=1 $(PY) -m pytest -q $(ARGS)
+test-all: $(PARITY) ## every test; installs the extra parity, fails (never skips) without Chromium
+	MONDRIAN_FT_TEST_ALL=1 $(TESTS) $(ARGS)
+
+parity: $(PARITY) ## the tests against PyTorch, transformers and PEFT, installed into .venv for them
+	MONDRIAN_FT_TEST_ALL=1 $(PY) -m pytest -q tests/parity $(ARGS)
+
+$(PARITY): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),parity]'
+	@touch $@
 
 check: setup ## format, lint, types and the fast tests, under a minute
 	$(PY) -m ruff format --check .

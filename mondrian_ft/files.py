@@ -222,6 +222,32 @@ def publish_dir(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def building(final: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder beside ``final`` that takes its place when the block succeeds.
+
+    If the block fails the temporary folder is removed, and ``final`` is as it was.
+
+    Raises:
+        MondrianError: ``final`` holds something already, or the disk refuses.
+    """
+    final = Path(final)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise MondrianError(
+            f"{final} already holds files and is not overwritten; name another folder or move that "
+            "one away."
+        )
+    temporary = final.with_name(f".tmp-{secrets.token_hex(4)}-{final.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        publish_dir(temporary, final)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _fsync(path: Path) -> None:
     """Flushes a file or folder to the disk; a symbolic link's target is not ours to flush."""
     if path.is_symlink():

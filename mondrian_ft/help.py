@@ -7,6 +7,7 @@ takes more than a second to list the groups.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -103,7 +104,10 @@ def _tasks() -> str:
         first = (task.__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines.append(f"  {name:<{wide}}  {first}")
         if mine := [f"task.{item.name}" for item in dataclasses.fields(task)]:
-            lines.append(f"  {'':<{wide}}    {' '.join(mine)}")
+            indent = " " * (wide + 6)
+            lines.append(
+                textwrap.fill(" ".join(mine), 100, initial_indent=indent, subsequent_indent=indent)
+            )
     return "\n".join(lines)
 
 

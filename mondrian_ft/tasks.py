@@ -7,6 +7,7 @@ config or printing help must not pay for MLX.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,25 @@ if TYPE_CHECKING:
 
 
 class ExportFormat(StrEnum):
-    """Layouts an adapter can be written in."""
+    """What can be written for other programs.
+
+    ``peft`` and ``mlx``: the adapter alone. ``fused``: base and adapter as one model in the
+    published layout. ``fused_4bit``: the same quantised, for mlx-vlm. ``hf_base``: the base alone,
+    in the published layout.
+    """
 
     peft = "peft"
     mlx = "mlx"
+    fused = "fused"
+    fused_4bit = "fused_4bit"
+    hf_base = "hf_base"
+
+
+class ScaleRule(StrEnum):
+    """What ``alpha`` meant where an adapter's files do not say: the scale, or rank times it."""
+
+    alpha = "alpha"
+    alpha_over_rank = "alpha_over_rank"
 
 
 class TableFormat(StrEnum):
@@ -145,7 +161,7 @@ class Train(Task):
 
 @dataclass
 class Evaluate(Task):
-    """Base against tuned on held-out photographs -> comparison_report.json and report.html."""
+    """Base against tuned on held-out photographs -> comparison_report.json, report.html."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory to judge; null judges the base alone."""
@@ -158,7 +174,7 @@ class Evaluate(Task):
 
 @dataclass
 class Assess(Task):
-    """A local page for a person's blind comparison of base and tuned -> assessments.jsonl."""
+    """A local page for a blind comparison by a person -> assessments.jsonl."""
 
     report: str | None = _path(or_name=True)
     """What to judge: a comparison_report.json, a run folder, an adapter directory, or a version or
@@ -188,19 +204,108 @@ class Assess(Task):
 
 @dataclass
 class Export(Task):
-    """Adapter directory -> another layout."""
+    """Adapter directory -> another layout, or one model with the adapter merged in."""
 
     adapter: str | None = _path(or_name=True)
-    """Adapter directory to export."""
+    """Adapter directory to export; null with ``hf_base`` only."""
     format: ExportFormat = ExportFormat.mlx
-    """``peft`` (loadable by PeftModel) or ``mlx`` (loadable by mlx-vlm)."""
+    """``peft`` (PeftModel) and ``mlx`` (mlx-vlm): the adapter; ``fused`` (transformers and mlx-vlm)
+    and ``fused_4bit`` (mlx-vlm): one model; ``hf_base``: the base alone."""
     output_dir: str | None = _path()
     """Where to write; null puts it into the run folder as ``export/``."""
+    max_error: float = 0.5
+    """Largest distance of a fused model from base + adapter, over 0: root mean square of the
+    logits, in units of what the adapter changes; at 1 rounding takes as much as was learnt."""
+    force: bool = False
+    """Write a fused model that is above ``max_error`` all the same."""
+    push_to_hub: str | None = None
+    """``organisation/name`` to upload to on the Hugging Face hub, once verified; null uploads
+    nothing."""
+    private: bool = True
+    """Whether a repository that is made for ``push_to_hub`` is private."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_error < float("inf"):
+            raise ConfigError(f"task.max_error is {self.max_error}, but it must be over 0.")
+        repository = self.push_to_hub
+        if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise ConfigError(
+                f"task.push_to_hub is {repository}, but it must be organisation/name, such as "
+                "me/ansel-advisor."
+            )
 
     def run(self, config: Config, run: Run) -> float | None:
         from . import pipeline
 
         return pipeline.export(self, config, run)
+
+
+@dataclass
+class ImportAdapter(Task):
+    """An adapter of PEFT, mlx-vlm or mlx-lm -> adapter directory."""
+
+    source: str | None = _path()
+    """Its folder, or its weights file with adapter_config.json beside it; needed."""
+    scale_rule: ScaleRule | None = None
+    """For a config of ``rank`` and ``alpha`` alone: ``alpha`` multiplies by alpha (mlx-vlm before
+    April 2026), ``alpha_over_rank`` by alpha / rank; null asks."""
+    output_dir: str | None = _path()
+    """Folder of the adapter; null puts it into the run folder as ``adapter/``."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.import_adapter(self, config, run)
+
+
+@dataclass
+class Diff(Task):
+    """Two adapters compared: settings, data, metrics, what each adds to the weights."""
+
+    adapter: str | None = _path(or_name=True)
+    """Adapter directory, or a version or channel of the registry; needed."""
+    other: str | None = _path(or_name=True)
+    """The one to compare it with; needed."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.diff(self, config, run)
+
+
+@dataclass
+class Average(Task):
+    """Adapters of one base -> one adapter that adds the average of what they add."""
+
+    adapters: list[str] = field(default_factory=list, metadata={"path": "or_name"})
+    """Two or more adapter directories, or versions or channels of the registry."""
+    weights: list[float] | None = None
+    """Share of each, together 1; null gives all the same."""
+    rank: int | None = None
+    """Rank of the result; null adds the ranks up, which is exact. A smaller one is cut off, and
+    the error told."""
+    output_dir: str | None = _path()
+    """Folder of the adapter; null puts it into the run folder as ``adapter/``."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"task.rank is {self.rank}, but it must be 1 or more, or null.")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.adapters):
+            raise ConfigError(
+                f"task.weights has {len(self.weights)} numbers for {len(self.adapters)} adapters; "
+                "give one each, or null."
+            )
+        if not abs(sum(self.weights) - 1) < 1e-6:
+            raise ConfigError(
+                f"task.weights add up to {sum(self.weights):g}, but an average's add up to 1."
+            )
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.average(self, config, run)
 
 
 @dataclass
@@ -231,7 +336,7 @@ class Register(Task):
 
 @dataclass
 class Verify(Task):
-    """Proves an adapter: its files, its base, and that it is applied as when it was saved."""
+    """Proves an adapter: its files, its base, and that it is applied as when saved."""
 
     adapter: str | None = _path(or_name=True)
     """Adapter directory, or a version or channel of the registry, to verify."""
@@ -355,6 +460,9 @@ TASKS: dict[str, type[Task]] = {
     "evaluate": Evaluate,
     "assess": Assess,
     "export": Export,
+    "import_adapter": ImportAdapter,
+    "diff": Diff,
+    "average": Average,
     "versions": Versions,
     "register": Register,
     "verify": Verify,

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -23,32 +22,12 @@ from urllib.parse import urlsplit
 from .errors import MondrianError
 
 if TYPE_CHECKING:
+    from .registry import Version
     from .report.tables import Table
     from .run import Run
     from .schema import TrackingConfig
 
 Number = float | int | None
-
-
-@dataclass(frozen=True)
-class Published:
-    """A version of the registry, for whoever keeps a copy of it.
-
-    Attributes:
-        name: what it is counted under.
-        version: its number there, such as ``v3``.
-        folder: its adapter directory.
-        channels: those that mean it now.
-        made: whether this very run made it; otherwise the run only took it up.
-        facts: what it is (JSON types).
-    """
-
-    name: str
-    version: str
-    folder: Path
-    channels: tuple[str, ...]
-    made: bool
-    facts: Mapping[str, Any]
 
 
 class Tracker(Protocol):
@@ -66,8 +45,8 @@ class Tracker(Protocol):
         """Records the evaluation's tables, made only where they are wanted, and its page."""
         ...
 
-    def publish(self, version: Published) -> None:
-        """Keeps a copy of a registered version, or moves its copy's channels."""
+    def publish(self, name: str, version: Version) -> None:
+        """Keeps a copy of a version registered under ``name``, or moves its copy's channels."""
         ...
 
     def close(self) -> None:
@@ -113,7 +92,7 @@ class JsonlTracker:
     def show(self, tables: Callable[[], Mapping[str, Table]], page: Path) -> None:
         """Does nothing: tables and page are files of the run already."""
 
-    def publish(self, version: Published) -> None:
+    def publish(self, name: str, version: Version) -> None:
         """Does nothing: the registry is files already."""
 
     def close(self) -> None:
@@ -171,7 +150,7 @@ class WandbTracker:
 
         self._guarded(send)
 
-    def publish(self, version: Published) -> None:
+    def publish(self, name: str, version: Version) -> None:
         """Mirrors a version as an artifact, online; offline it is in the registry's files alone.
 
         Its aliases are ``registry-v3`` (W&B counts ``v0``, ``v1``, … for itself) and the channels;
@@ -180,7 +159,7 @@ class WandbTracker:
         """
         if self._mode != "online":
             return
-        self._guarded(lambda run: _publish(run, version) if self._online else None)
+        self._guarded(lambda run: _publish(run, name, version) if self._online else None)
 
     def close(self) -> None:
         """Finishes the W&B run, so that the next job of a sweep gets one of its own."""
@@ -261,10 +240,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.show(tables, page)
 
-    def publish(self, version: Published) -> None:
+    def publish(self, name: str, version: Version) -> None:
         """Tells every tracker."""
         for tracker in self._trackers:
-            tracker.publish(version)
+            tracker.publish(name, version)
 
     def close(self) -> None:
         """Closes every tracker."""
@@ -389,25 +368,26 @@ def _send(run: Any, tables: Mapping[str, Table], page: Path) -> None:
     run.log_artifact(kept)
 
 
-def _publish(run: Any, version: Published) -> None:
+def _publish(run: Any, name: str, version: Version) -> None:
     """A version to W&B, where one with its contents is not stored twice."""
     import wandb
 
     alias = f"registry-{version.version}"
     aliases = [alias, *version.channels]
-    if not version.made:
+    if not version.fresh:
         try:
-            kept = run.use_artifact(f"{version.name}:{alias}")
+            kept = run.use_artifact(f"{name}:{alias}")
         except (wandb.Error, ValueError):
             kept = None  # It was registered without W&B, and gets there now.
         if kept is not None:
-            if kept.metadata.get("hash") != version.facts.get("hash"):
-                raise MondrianError(f"{version.name}:{alias} is another adapter there")
+            if kept.metadata.get("hash") != version.hash:
+                raise MondrianError(f"{name}:{alias} is another adapter there")
             kept.aliases = sorted({*kept.aliases, *aliases})
             kept.save()
             return
-    made = wandb.Artifact(version.name, type="adapter", metadata=dict(version.facts))
-    made.add_dir(str(version.folder))
+    facts = {k: v for k, v in version.as_dict().items() if k not in ("path", "channels")}
+    made = wandb.Artifact(name, type="adapter", metadata=facts)
+    made.add_dir(str(version.path))
     run.log_artifact(made, aliases=aliases)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,6 +17,24 @@ from PIL import Image
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIZES = ((64, 96), (128, 64), (96, 96), (64, 64), (160, 64), (96, 64), (64, 128))
 """Width and height of the photographs in turn: several grids, so several prompt lengths."""
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two processes with as many BLAS threads each as there are cores wait for each other. Set
+    # before anything loads OpenBLAS, and inherited by the processes that tests start.
+    _each = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, _each)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``-n`` a file's tests share a process, and so do all that look at the one trained run.
+
+    What they share is made once in a process.
+    """
+    for item in items:
+        shared = "sample_run" in getattr(item, "fixturenames", ())
+        group = "sample_run" if shared else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Lab:
@@ -68,6 +87,17 @@ class Lab:
             {name: mx.contiguous(value) for name, value in published.items()},
             {"format": "pt"},
         )
+        return folder
+
+    @staticmethod
+    def halve(folder: Path) -> Path:
+        """Store a model folder's weights in bfloat16, as 4B models are published."""
+        from mondrian_ft.model.backend import mx
+
+        file = folder / "model.safetensors"
+        weights: Any = mx.load(str(file))
+        halved = {name: value.astype(mx.bfloat16) for name, value in weights.items()}
+        mx.save_safetensors(str(file), halved, {"format": "pt"})
         return folder
 
     @staticmethod

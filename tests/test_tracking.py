@@ -9,7 +9,6 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import pytest
 from PIL import Image
 
 from mondrian_ft.errors import MondrianError
+from mondrian_ft.registry import Version
 from mondrian_ft.run import Run
 from mondrian_ft.schema import Config, TrackingMode
 from mondrian_ft.tasks import Link
 from mondrian_ft.tracking import (
     JsonlTracker,
-    Published,
     Trackers,
     WandbTracker,
     logged_in,
@@ -302,6 +301,7 @@ from pathlib import Path
 from PIL import Image
 from mondrian_ft.config import Config
 from mondrian_ft.report.tables import Table
+from mondrian_ft.registry import Version
 from mondrian_ft.run import Run
 from mondrian_ft.tasks import Link
 
@@ -400,12 +400,15 @@ class ArtifactWandb(FakeWandb):
         return self.store[name]
 
 
+NAME = "sample-ansel"
+
+
 @pytest.fixture
-def published(tmp_path: Path) -> Published:
+def published(tmp_path: Path) -> Version:
     folder = tmp_path / "v1"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
-    return Published("sample-ansel", "v1", folder, ("candidate",), True, {"hash": "a" * 64})
+    return Version("v1", "a" * 64, "2026-11-24", ("candidate",), None, folder, {}, fresh=True)
 
 
 def artifacts(monkeypatch: pytest.MonkeyPatch, *broken: str) -> ArtifactWandb:
@@ -415,20 +418,18 @@ def artifacts(monkeypatch: pytest.MonkeyPatch, *broken: str) -> ArtifactWandb:
 
 
 def test_a_registered_version_is_an_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version
 ) -> None:
     """With its files and facts; the channels are aliases. Promoting it moves aliases alone."""
     module = artifacts(monkeypatch)
     tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
-    Trackers(JsonlTracker(tmp_path / "log.jsonl"), tracker).publish(published)
+    Trackers(JsonlTracker(tmp_path / "log.jsonl"), tracker).publish(NAME, published)
     kept = module.store["sample-ansel:registry-v1"]
-    assert (kept.type, kept.files, kept.metadata) == (
-        "adapter",
-        ["manifest.json"],
-        {"hash": "a" * 64},
-    )
+    assert (kept.type, kept.files) == ("adapter", ["manifest.json"])
+    assert (kept.metadata["hash"], kept.metadata["version"]) == ("a" * 64, "v1")
+    assert "path" not in kept.metadata
     assert module.store["sample-ansel:candidate"] is kept
-    tracker.publish(replace(published, made=False, channels=("candidate", "production")))
+    tracker.publish(NAME, published._replace(fresh=False, channels=("candidate", "production")))
     assert module.used == ["sample-ansel:registry-v1"]
     assert kept.aliases == ["candidate", "production", "registry-v1"]
     assert kept.saved == 1
@@ -436,24 +437,24 @@ def test_a_registered_version_is_an_artifact(
 
 
 def test_a_version_that_wandb_never_saw_gets_there_when_it_is_promoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version
 ) -> None:
     """It was registered offline."""
     module = artifacts(monkeypatch)
     tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
-    tracker.publish(replace(published, made=False, channels=("production",)))
+    tracker.publish(NAME, published._replace(fresh=False, channels=("production",)))
     assert module.store["sample-ansel:production"].files == ["manifest.json"]
 
 
 def test_another_adapter_of_that_name_is_not_promoted_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version
 ) -> None:
     """Two machines both have a v1; an alias must not move to the other one's."""
     module = artifacts(monkeypatch)
     warnings: list[str] = []
     tracker = WandbTracker("online", tmp_path, {}, warnings.append)
-    tracker.publish(published)
-    tracker.publish(replace(published, made=False, facts={"hash": "b" * 64}))
+    tracker.publish(NAME, published)
+    tracker.publish(NAME, published._replace(fresh=False, hash="b" * 64))
     assert module.store["sample-ansel:registry-v1"].saved == 0
     assert len(warnings) == 1
     assert "sample-ansel:registry-v1 is another adapter there" in warnings[0]
@@ -461,9 +462,9 @@ def test_another_adapter_of_that_name_is_not_promoted_there(
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_offline_nothing_is_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published, mode: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version, mode: str
 ) -> None:
     """Asked for, or because W&B cannot be reached: the registry's own files are enough."""
     module = artifacts(monkeypatch, "online")
-    WandbTracker(mode, tmp_path, {}, lambda sentence: None).publish(published)
+    WandbTracker(mode, tmp_path, {}, lambda sentence: None).publish(NAME, published)
     assert module.store == {}

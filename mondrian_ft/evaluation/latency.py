@@ -10,8 +10,8 @@ the last, so that neither the prompt nor the length of an answer matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..data.batches import Example
@@ -58,7 +58,7 @@ def measure(
     }
     for name, voice in others.items():
         layers = _layers(base, voice)
-        arms[name] = lambda layers=layers: _wearing(base, layers)
+        arms[name] = lambda layers=layers: lora.wearing(base.model, layers)
     pictures = features.get([(one.row.image_sha256, one.pixels) for one in shown])
     requests = [
         Request(base.prompt_tokens(one.row.prompt, one.pixels.tokens), picture, one.pixels.grid)
@@ -93,16 +93,3 @@ def _layers(base: Base, voice: Voice) -> dict[str, Any]:
     """The LoRA layers that a voice puts into the model; reading them from the disk takes long."""
     with voice.enter():
         return lora.lora_layers(base.model)
-
-
-@contextmanager
-def _wearing(base: Base, layers: Mapping[str, Any]) -> Iterator[None]:
-    """These layers in place of whatever adapter is in the model."""
-    from mlx.utils import tree_unflatten
-
-    with lora.without_adapter(base.model):
-        base.model.update_modules(tree_unflatten(list(layers.items())))
-        try:
-            yield
-        finally:
-            lora.detach(base.model)

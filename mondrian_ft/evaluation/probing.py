@@ -12,6 +12,8 @@ import numpy as np
 
 from ..data.pixels import Pixels, PixelSettings, fingerprint, open_photograph, to_pixels
 from ..data.prompt import build_prompt
+from ..errors import AdapterError
+from ..model.adapter import Adapter
 from ..model.base import Base
 from ..model.probe import ProbeInput, ProbeInputs
 
@@ -60,6 +62,22 @@ def probe_inputs(base: Base, settings: PixelSettings) -> ProbeInputs:
             "tokens": _digest(str(ids).encode()),
         },
     )
+
+
+def pixels_of(adapter: Adapter) -> PixelSettings:
+    """The pixel bounds an adapter was trained with, for who has no pictures to show it.
+
+    Raises:
+        AdapterError: its manifest does not give them.
+    """
+    pixels = adapter.manifest.get("pixels", {})
+    try:
+        return PixelSettings(int(pixels["min_pixels"]), int(pixels["max_pixels"]))
+    except (KeyError, TypeError, ValueError):
+        raise AdapterError(
+            f"{adapter.folder} does not say how the pixels it was trained on were prepared; "
+            "restore it or train again"
+        ) from None
 
 
 def _photograph(base: Base, settings: PixelSettings) -> Pixels:

@@ -58,6 +58,11 @@ class Base:
         """The mlx-vlm module that LoRA layers are put into."""
         return self.backbone.model
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weights are the embedding's."""
+        return bool(self.backbone.model.language_model.args.tie_word_embeddings)
+
     @cached_property
     def encoder(self) -> Encoder:
         """Texts to token ids, by the model's tokenizer and chat template."""
@@ -179,6 +184,11 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def quantizable(module: Any) -> bool:
+    """Whether a module is a matrix whose inputs the groups of a quantisation divide."""
+    return isinstance(module, nn.Linear) and module.weight.shape[-1] % QUANTIZATION_GROUP == 0
+
+
 def _resolve(path: str | Path, *, download: bool = True) -> Path:
     """The model's folder, downloaded if it has to be and ``download`` allows it."""
     folder = Path(path).expanduser()
@@ -241,15 +251,17 @@ def _quantize(model: Any, bits: int | None, folder: Path) -> str:
     if bits is None:
         return "none"
 
-    def suits(_: str, module: Any) -> bool:
-        return isinstance(module, nn.Linear) and module.weight.shape[-1] % QUANTIZATION_GROUP == 0
-
-    if not any(suits(name, module) for name, module in model.language_model.named_modules()):
+    if not any(quantizable(module) for _, module in model.language_model.named_modules()):
         raise ModelError(
             f"model.quantize_bits={bits}, but no matrix of {folder} has a multiple of "
             f"{QUANTIZATION_GROUP} inputs, so nothing would be quantised; leave it empty"
         )
-    nn.quantize(model.language_model, QUANTIZATION_GROUP, bits, class_predicate=suits)
+    nn.quantize(
+        model.language_model,
+        QUANTIZATION_GROUP,
+        bits,
+        class_predicate=lambda _, module: quantizable(module),
+    )
     return f"{bits} bits, groups of {QUANTIZATION_GROUP}"
 
 

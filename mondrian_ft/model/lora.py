@@ -269,6 +269,18 @@ def _dora_layer() -> Any:
     return DoRALayer
 
 
+@contextmanager
+def wearing(model: Any, layers: Mapping[str, Any]) -> Iterator[None]:
+    """These layers, which :func:`lora_layers` gave before, in place of those that are there."""
+    with without_adapter(model):
+        for name, layer in layers.items():
+            _set_module(model, name, layer)
+        try:
+            yield
+        finally:
+            detach(model)
+
+
 def _set_module(root: Any, name: str, module: Any) -> None:
     *path, last = name.split(".")
     parent: Any = root

@@ -200,19 +200,31 @@ def assess(task: tasks.Assess, config: Config, run: Run) -> None:
 
 
 def export(task: tasks.Export, config: Config, run: Run) -> None:
-    """An adapter directory to another layout."""
-    from ..model import adapter as adapters
-    from ..model import export as exports
-    from . import versioning
+    """An adapter for other programs, or one model with it merged in."""
+    from . import exporting
 
-    if task.adapter is None:
-        raise AdapterError("task.adapter is not set; give the adapter directory to export")
-    adapter = adapters.read(versioning.find_adapter(task.adapter, config))
-    folder = Path(task.output_dir) if task.output_dir else run.folder / "export"
-    write = {"mlx": exports.export_mlx, "peft": exports.export_peft}[task.format]
-    write(adapter, folder)
-    run.record(exported={"format": str(task.format), "folder": str(folder), "hash": adapter.hash})
-    run.console.print(f"exported {screen.near(folder)}", soft_wrap=True, markup=False)
+    exporting.export(task, config, run)
+
+
+def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
+    """An adapter of another program to an adapter directory."""
+    from . import exchange
+
+    exchange.import_adapter(task, config, run)
+
+
+def diff(task: tasks.Diff, config: Config, run: Run) -> None:
+    """Two adapters compared."""
+    from . import exchange
+
+    exchange.diff(task, config, run)
+
+
+def average(task: tasks.Average, config: Config, run: Run) -> None:
+    """Adapters of one base to their average."""
+    from . import exchange
+
+    exchange.average(task, config, run)
 
 
 def verify(task: tasks.Verify, config: Config, run: Run) -> None:

@@ -149,6 +149,12 @@ def ask(
         )
     if adapter is not None:
         arms_of.check_unseen(adapter, rows)
+        if adapter.manifest.get("trained_on") is None:
+            run.warn(
+                f"{adapter.folder.name} does not say which photographs it was trained on, so some "
+                "of these may be among them; figures of an imported adapter hold only for "
+                "photographs that you know it never saw"
+            )
         if told := arms_of.untrained_prompts(adapter, rows):
             run.warn(told)
     examples = encode_rows(config, run, base, rows)

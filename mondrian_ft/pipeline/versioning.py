@@ -34,6 +34,8 @@ def register(config: Config, run: Run, folder: Path) -> str:
     run.console.print(told, markup=False)
     run.record(registered={"name": name, "version": version.version})
     happened(run, "register", version=version.version, hash=version.hash, fresh=version.fresh)
+    if version.fresh:
+        publish(config, run, version.version, fresh=True)
     report = folder / registry.REPORT
     if not version.fresh and report.is_file():
         file_report(config, run, version.hash, report)
@@ -91,6 +93,7 @@ def promote(task: tasks.Promote, config: Config, run: Run) -> None:
         raise RegistryError(
             f"{done.version} is not promoted to {task.channel}: {against}{remedy(config, done)}"
         )
+    publish(config, run, done.version)
     was = f"it was {done.before.version}" if done.before else "it was empty"
     how = ", by force" if done.forced else ""
     run.console.print(f"{task.channel} is {done.version} now ({was}){how}.", markup=False)
@@ -107,6 +110,7 @@ def rollback(task: tasks.Rollback, config: Config, run: Run) -> None:
         f"{task.channel} is {then.version} again (it was {now.version}).", markup=False
     )
     happened(run, "rollback", version=then.version, channel=task.channel, before=now.version)
+    publish(config, run, then.version)
 
 
 def prune(task: tasks.Prune, config: Config, run: Run) -> None:
@@ -217,8 +221,15 @@ def data_lock(config: Config) -> registry.Lock | None:
 
 
 def happened(run: Run, event: str, **about: Any) -> None:
-    """Keep in run.json what became of the registry; whatever mirrors it elsewhere starts here."""
+    """Keep in run.json what became of the registry."""
     run.record(registry={"event": event, **about})
+
+
+def publish(config: Config, run: Run, label: str, *, fresh: bool = False) -> None:
+    """Tell the trackers of a version that was registered, or that a channel means now."""
+    root, name = where(config)
+    found = next(one for one in registry.versions(root, name) if one.version == label)
+    run.tracker.publish(name, found._replace(fresh=fresh))
 
 
 def occupant(config: Config, ref: str) -> tuple[str, str] | None:

@@ -451,5 +451,11 @@ def test_every_way_into_a_model_asks_for_the_proof() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         if "lora.set_tensors(" in path.read_text(encoding="utf-8")
     ]
-    # A checkpoint goes on with its own run, under an identity of its own.
-    assert attached == ["model/adapter.py", "training/checkpoint.py"]
+    # Foreign tensors and averages are new adapters, which get their proof when they are saved; a
+    # checkpoint goes on with its own run, under an identity of its own.
+    assert attached == [
+        "model/adapter.py",
+        "model/foreign.py",
+        "pipeline/exchange.py",
+        "training/checkpoint.py",
+    ]
