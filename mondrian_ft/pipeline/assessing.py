@@ -113,6 +113,12 @@ def find_report(name: str | None, config: Config, run: Run) -> Path:
     return place / "evaluation" / REPORT
 
 
+def recount(run: Run, path: Path) -> None:
+    """Tell earlier judgements in a report that was written anew, those of the same answers."""
+    if (path.parent / ASSESSMENTS_NAME).is_file():
+        tell(run, path, path.parent, ())
+
+
 def tell(run: Run, path: Path, folder: Path, pairs: Sequence[Pair]) -> dict[str, Any] | None:
     """Count what is on the disk, and write it into the report and its pages.
 

@@ -27,7 +27,7 @@ from ..model.features import FeatureStore
 from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
-from . import judging
+from . import assessing, judging
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -311,6 +311,8 @@ def write(config: Config, run: Run, report: dict[str, Any], adapter: Adapter | N
             done.problems.append(f"eval.report: {error}; the report is in {screen.near(own)}")
     if adapter is not None:
         _attach_evaluation(adapter, report, page)
+    if place != own:
+        assessing.recount(run, place)
     evidence = report["evidence"]
     if evidence["arms_failed"]:
         told = "; ".join(_unanswered(evidence["arms_failed"]))

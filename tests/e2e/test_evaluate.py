@@ -24,6 +24,7 @@ from .conftest import (
     succeed,
     typed,
 )
+from .test_assess import prefer_tuned, serving
 from .test_interrupt import _heed_ctrl_c
 
 pytestmark = pytest.mark.full  # three minutes of processes that are killed and started again
@@ -238,6 +239,23 @@ def test_critiques_without_scores(sample_run: Finished, tmp_path: Path) -> None:
     assert evidence["n_references_with_scores"] == 0
     assert evidence["arms"]["tuned"]["score_mae"] is None
     assert evidence["verdict"] in ("inconclusive", "worse")
+
+
+# --- people ---
+
+
+def test_evaluating_again_keeps_what_people_said(sample_run: Finished, tmp_path: Path) -> None:
+    """The same answers in the same file once lost their judgements until the next assess."""
+    argv = words(sample_run, "eval.report=evaluation/comparison_report.json")
+    succeed(*argv, cwd=tmp_path)
+    report = tmp_path / "evaluation" / "comparison_report.json"
+    with serving(tmp_path, f"task.report={report}") as (url, _):
+        prefer_tuned(url, 0, 1, 2)
+    before = read_json(report)["evidence"]["people"]
+    assert before["n"] == 3
+    succeed(*argv, cwd=tmp_path)
+    assert read_json(report)["evidence"]["people"] == before
+    assert "exact sign test" in (report.parent / "report.html").read_text(encoding="utf-8")
 
 
 # --- a judge ------------------------------------------------------------------------------------

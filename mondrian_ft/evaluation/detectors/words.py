@@ -59,14 +59,15 @@ def one_critique(rows: Sequence[Row], answers: Sequence[str]) -> Detection:
     """Answers that are the same for different photographs, nearly word for word.
 
     The collapse that ``recites`` cannot see where the one critique is none of the training ones.
-    Measured in the same way, each answer against those to other photographs and each reference
-    against the others; ``value`` is the share (0-1) of such answers, ``threshold`` 0.2 above the
-    references' share. The base is no excuse here: a critique for all judges none. Fewer than three
-    never fire, since two photographs may be much alike.
+    Measured in the same way, each answer against those to other photographs before it, and each
+    reference likewise, so that of two answers that are alike one counts; ``value`` is the share
+    (0-1) of such answers, ``threshold`` 0.2 above the references' share. The base is no excuse
+    here: a critique for all judges none. Fewer than two never fire, since two photographs may be
+    much alike.
     """
     own = _photographs(rows)
     usual, mine = (
-        _likeness(written, own, _library(written), own)
+        _likeness(written, own, _library(written), own, before=True)
         for written in ([row.response for row in rows], answers)
     )
     return _copies(
@@ -74,9 +75,8 @@ def one_critique(rows: Sequence[Row], answers: Sequence[str]) -> Detection:
         rows,
         mine,
         (usual,),
-        "are nearly word for word the answer to another photograph",
+        "are nearly word for word the answer to a photograph before",
         "The answers differ from photograph to photograph.",
-        fewest=3,
     )
 
 
@@ -197,7 +197,6 @@ def _copies(
     known: Sequence[Sequence[float]],
     what: str,
     otherwise: str,
-    fewest: int = 2,
 ) -> Detection:
     """Fires where copies are commoner among answers than in each list of ``known`` likenesses.
 
@@ -208,7 +207,7 @@ def _copies(
     copied = [row.job_id for row, value in zip(rows, near, strict=True) if value >= line]
     usual, *more = (fmean(value >= line for value in values) for values in known if values)
     share, bound = len(copied) / len(rows), max(usual, *more, 0.0) + MORE
-    fired = share > bound and len(copied) >= fewest
+    fired = share > bound and len(copied) >= 2
     told = f"{len(copied)} of {len(rows)} answers {what}; {usual:.0%} of the references do."
     return result(name, fired, share, bound, copied, told if fired else otherwise)
 
@@ -231,20 +230,23 @@ def _likeness(
     photographs: Sequence[str],
     library: Mapping[tuple[str, ...], set[int]],
     sources: Sequence[str],
+    *,
+    before: bool = False,
 ) -> list[float]:
     """Of each text the largest share (0-1) of its phrases that one other text has.
 
     Other is what was written of another photograph: ``photographs`` names those of the texts,
-    ``sources`` those of the texts in ``library``. No texts, no values.
+    ``sources`` those of the texts in ``library``. With ``before`` the library is the texts
+    themselves, and only earlier ones count. No texts, no values.
     """
     found = []
-    for text, photograph in zip(written, photographs, strict=bool(written)):
+    for place, (text, photograph) in enumerate(zip(written, photographs, strict=bool(written))):
         grams = _grams(text)
         shared = Counter(
             index
             for gram in grams
             for index in library.get(gram, ())
-            if sources[index] != photograph
+            if sources[index] != photograph and not (before and index >= place)
         )
         found.append(max(shared.values(), default=0) / len(grams) if grams else 0.0)
     return found
