@@ -300,16 +300,16 @@ class _World:
 
     def steps(self, rows: int, *, masked: bool = False) -> dict[str, Any]:
         """Milliseconds of a step, after the first ones, which compile."""
-        from mondrian_ft.evaluation.generate import _read
+        from mondrian_ft.evaluation.generate import read_prompts
         from mondrian_ft.model.backend import mx
         from mondrian_ft.model.decode import Decoding, Steps
 
         requests = self.requests(rows)
         started = time.perf_counter()
-        prompts = _read(self.base, requests)
+        prompts = read_prompts(self.base, requests)
         first_read = time.perf_counter() - started
         started = time.perf_counter()
-        prompts = _read(self.base, requests)
+        prompts = read_prompts(self.base, requests)
         reading = time.perf_counter() - started
         decoding = Decoding(
             Steps(self.backbone), prompts, capacity=self.shapes.prompt + self.shapes.tokens
@@ -360,14 +360,14 @@ class _World:
     def numbers(self) -> dict[str, Any]:
         """How far the logits of a step are from those of the same step in float32, with our kernels
         and with MLX's operations; two rows of unequal length, three steps, root mean squares."""
-        from mondrian_ft.evaluation.generate import Request, _read
+        from mondrian_ft.evaluation.generate import Request, read_prompts
         from mondrian_ft.model import lora
         from mondrian_ft.model.backend import mx
         from mondrian_ft.model.decode import Decoding, Prefilled, Steps
 
         long, other = self.requests(2)
         short = Request(other.tokens[: -self.shapes.prompt // 16], other.features, other.grid)
-        prompts = _read(self.base, [long, short])
+        prompts = read_prompts(self.base, [long, short])
 
         def logits(prompts: Prefilled, *, own_kernels: bool) -> np.ndarray:
             steps = Steps(self.backbone, own_kernels=own_kernels)

@@ -10,10 +10,10 @@ import pytest
 
 from mondrian_ft import registry
 from mondrian_ft.errors import RegistryError
+from mondrian_ft.evaluation.probing import probe_inputs
 from mondrian_ft.model import adapter as adapters
 from mondrian_ft.model import lora
 from mondrian_ft.pipeline import arms as arms_of
-from mondrian_ft.pipeline.probing import probe_inputs
 from mondrian_ft.pipeline.versioning import find_adapter
 from mondrian_ft.schema import Arm, Config
 

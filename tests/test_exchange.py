@@ -15,11 +15,11 @@ import pytest
 
 from mondrian_ft import __main__ as entry
 from mondrian_ft.data.pixels import PixelSettings
+from mondrian_ft.evaluation.probing import probe_inputs
 from mondrian_ft.files import building, sha256_file
 from mondrian_ft.model import adapter as adapters
 from mondrian_ft.model import agreement, export, fuse, lora, shards
 from mondrian_ft.model.base import load_base
-from mondrian_ft.pipeline.probing import probe_inputs
 from mondrian_ft.pipeline.training import pixel_facts
 
 Typed = Callable[..., int]

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ..errors import DataError
 
@@ -81,13 +81,14 @@ class Pixels:
         return self.grid[0] * self.grid[1] * self.grid[2] // self.merge**2
 
 
-def open_photograph(path: Path, *, shortest: int | None = None) -> Image:
+def open_photograph(path: Path | IO[bytes], *, shortest: int | None = None) -> Image:
     """Read a photograph upright and in RGB.
 
     EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures are converted; what is
     transparent is laid on white, as transformers' processor does.
 
     Args:
+        path: the file, or its bytes as a stream; errors name it as ``str`` gives it.
         shortest: decode a JPEG at a half, a quarter or an eighth of its size, as long as both
             sides keep at least so many pixels: every byte is read in a third of the time.
 
@@ -181,7 +182,7 @@ def fingerprint(processor: ImageProcessor, settings: PixelSettings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path | IO[bytes], width: int, height: int) -> None:
     if width * height > MAX_FILE_PIXELS:
         raise _too_large(path, f"{width}×{height}")
     if min(width, height) < MIN_SIDE:
@@ -194,14 +195,14 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _too_large(path: Path, claim: str) -> DataError:
+def _too_large(path: Path | IO[bytes], claim: str) -> DataError:
     return DataError(
         f"{path} claims {claim} pixels, more than the {MAX_FILE_PIXELS:,} that are read; shrink it "
         "first"
     )
 
 
-def _to_rgb(path: Path, image: Image) -> Image:
+def _to_rgb(path: Path | IO[bytes], image: Image) -> Image:
     import numpy as np
     from PIL import Image
 

@@ -75,8 +75,14 @@ class Lengths:
         )
 
 
+MOST_DIMENSIONS = 12
+"""Of a critique whose dimensions are not given; the longest known has nine."""
+NAME_LENGTH = 60
+"""Most characters of a dimension's name that is not given."""
+
+
 def critique_schema(
-    names: Sequence[str], *, decimals: bool = False, lengths: Lengths | None = None
+    names: Sequence[str] | None, *, decimals: bool = False, lengths: Lengths | None = None
 ) -> dict[str, Any]:
     """The JSON schema of a critique with exactly these dimensions, in this order.
 
@@ -84,7 +90,8 @@ def critique_schema(
     Texts start with something that is not white space, so that none is blank.
 
     Args:
-        names: of the dimensions.
+        names: of the dimensions; None leaves number and names to the model, which has them from
+            its prompt or its training.
         decimals: the dimensions' scores, 0 to 10, may have one decimal; otherwise they are whole.
             The overall score always may: it is a mean in the labels, and one that was cut to a
             whole number would be wrong by the constraint's doing.
@@ -93,7 +100,7 @@ def critique_schema(
     Raises:
         ModelError: no name, or one twice.
     """
-    if not names or len(set(names)) < len(names):
+    if names is not None and (not names or len(set(names)) < len(names)):
         raise ModelError(f"a critique needs dimensions of different names, not {list(names)}")
     lengths = lengths or Lengths()
     whole = {"type": "integer", "minimum": 0, "maximum": 10}
@@ -104,24 +111,27 @@ def critique_schema(
 
     entries = {"type": "array", "items": text(lengths.entry), "maxItems": lengths.entries}
 
-    def dimension(name: str) -> dict[str, Any]:
-        return {
-            "name": {"const": name},
+    def dimension(name: dict[str, Any]) -> dict[str, Any]:
+        properties = {
+            "name": name,
             "score": decimal if decimals else whole,
             "comment": text(lengths.comment),
             "recommendation": text(lengths.recommendation),
         }
+        return _closed(DIMENSION_KEYS, properties)
+
+    if names is None:
+        dimensions = {"items": dimension(text(NAME_LENGTH)), "minItems": 1}
+        dimensions["maxItems"] = MOST_DIMENSIONS
+    else:
+        dimensions = {"prefixItems": [dimension({"const": name}) for name in names]}
+        dimensions |= {"items": False, "minItems": len(names)}
 
     return _closed(
         KEYS,
         {
             "image_description": text(lengths.image_description),
-            "dimensions": {
-                "type": "array",
-                "prefixItems": [_closed(DIMENSION_KEYS, dimension(name)) for name in names],
-                "items": False,
-                "minItems": len(names),
-            },
+            "dimensions": {"type": "array", **dimensions},
             "overall_score": decimal,
             "key_strengths": entries,
             "priority_improvements": entries,
@@ -175,7 +185,7 @@ class Constraint:
     def critique(
         cls,
         base: Base,
-        names: Sequence[str],
+        names: Sequence[str] | None,
         *,
         decimals: bool = False,
         lengths: Lengths | None = None,
@@ -186,6 +196,20 @@ class Constraint:
     def start(self, rows: int) -> Matching:
         """Parsers for so many new answers."""
         return Matching(self, [self._first.deep_copy() for _ in range(rows)])
+
+    def allowed(self, matchers: Sequence[Any | None]) -> np.ndarray:
+        """Tokens that may come next after each of some answers, see :meth:`Matching.allowed`.
+
+        Args:
+            matchers: of :class:`Matching`, of one or several; None for an answer that is free.
+        """
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        bits = np.full((len(matchers), self.words), -1, np.int32)
+        bound = [(one, place) for place, one in enumerate(matchers) if one is not None]
+        if bound:
+            fill_next_token_bitmask_par(self._executor, bound, bits)
+        return bits
 
 
 class Matching:
@@ -205,19 +229,10 @@ class Matching:
         Returns:
             (len(answers), ⌈V/32⌉) int32, bit v % 32 of word v // 32 set where token v may come.
         """
-        from llguidance.numpy import fill_next_token_bitmask_par
-
-        bits = np.full((len(answers), self.constraint.words), -1, np.int32)
         # An answer that has ended is not asked any more: whatever comes after is thrown away.
-        open_ones = [
-            (self.matchers[answer], place)
-            for place, answer in enumerate(answers)
-            if answer not in self.ended
-        ]
-        if not open_ones:
-            return bits
-        fill_next_token_bitmask_par(self.constraint._executor, open_ones, bits)
-        return bits
+        return self.constraint.allowed(
+            [None if answer in self.ended else self.matchers[answer] for answer in answers]
+        )
 
     def consume(self, answer: int, token: int) -> None:
         """Append a token to an answer.

@@ -104,7 +104,7 @@ def generate_each(
     for first in range(0, len(requests), batch_size):
         chosen = requests[first : first + batch_size]
         started = time.perf_counter()
-        prompts = _read(base, chosen)
+        prompts = read_prompts(base, chosen)
         reading = time.perf_counter() - started
         for number, (outputs, constraint) in enumerate(zip(found, constraints, strict=True)):
             started = time.perf_counter() - reading
@@ -138,8 +138,14 @@ def generate_each(
     return found
 
 
-def _read(base: Base, requests: Sequence[Request]) -> Prefilled:
-    """Prompts of different lengths as one batch, padded on the right."""
+def read_prompts(base: Base, requests: Sequence[Request]) -> Prefilled:
+    """The prompts of some requests, read as one batch.
+
+    Prompts of different lengths are padded on the right.
+
+    Raises:
+        ModelError: a request's image tokens are not its picture's.
+    """
     backbone = base.backbone
     lengths = np.array([len(request.tokens) for request in requests])
     tokens = np.full((len(requests), int(lengths.max())), base.pad_token, np.int32)

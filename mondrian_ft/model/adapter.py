@@ -170,6 +170,15 @@ def load(
     return adapter
 
 
+def prove(adapter: Adapter, base: Base, probe: ProbeInputs) -> None:
+    """See that an adapter that is in a base's model, in whatever form, does what it did when saved.
+
+    Raises:
+        AdapterError: it changes nothing, or other logits come out of it.
+    """
+    require(adapter.folder, _after(adapter.manifest, base, probe))
+
+
 def examine(folder: Path, base: Base, probe: ProbeInputs) -> list[Check]:
     """Every check of :func:`load`, those after a failed one as well as far as they can be made.
 

@@ -180,21 +180,37 @@ def misfits(model: Any, values: Mapping[str, mx.array]) -> dict[str, str]:
 
 def detach(model: Any) -> None:
     """Take all LoRA layers out; the model is its base again."""
-    for name, layer in lora_layers(model).items():
-        _set_module(model, name, layer.linear)
+    take_out(model)
 
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """The base alone, for the length of the block: its very layers, not a zero scale."""
-    layers = lora_layers(model)
-    for name, layer in layers.items():
-        _set_module(model, name, layer.linear)
+    layers = take_out(model)
     try:
         yield
     finally:
-        for name, layer in layers.items():
-            _set_module(model, name, layer)
+        put_in(model, layers)
+
+
+def take_out(model: Any) -> dict[str, Any]:
+    """Take all LoRA layers out, and return them by full name; for :func:`put_in`."""
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        _set_module(model, name, layer.linear)
+    return layers
+
+
+def put_in(model: Any, layers: Mapping[str, Any]) -> None:
+    """Put LoRA layers that were taken out of this very model into it; no array is touched.
+
+    Raises:
+        AdapterError: the model carries an adapter.
+    """
+    if lora_layers(model):
+        raise AdapterError("the model already carries an adapter; take it out first")
+    for name, layer in layers.items():
+        _set_module(model, name, layer)
 
 
 @cache

@@ -153,8 +153,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     Raises:
         ConfigError: ``eval.folds`` or ``eval.seeds``, which need trainings of their own.
     """
+    from ..evaluation import probing
     from ..model import adapter as adapters
-    from . import evaluation, judging, probing, repeats, rows, training, versioning
+    from . import evaluation, judging, repeats, rows, training, versioning
 
     if repeats.wanted(config):
         raise ConfigError(

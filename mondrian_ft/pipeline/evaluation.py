@@ -18,6 +18,7 @@ from ..evaluation.comparison import SHUFFLED
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.forgetting import Forgetting
 from ..evaluation.outputs import Output
+from ..evaluation.probing import probe_inputs
 from ..files import atomic_write_bytes, atomic_write_json, is_read_only
 from ..model.adapter import WEIGHTS, Adapter
 from ..model.backend import describe
@@ -27,7 +28,6 @@ from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
 from . import assessing, judging
-from .probing import probe_inputs
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 

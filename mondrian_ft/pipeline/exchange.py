@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
+from ..evaluation.probing import pixels_of, probe_inputs
 from ..files import atomic_write_json, building
 from ..model import adapter as adapters
 from ..model import combine, imports, lora, proof
@@ -15,7 +16,6 @@ from ..model.adapter import Adapter
 from ..model.backend import mx
 from ..model.foreign import attach as put_in
 from ..report import card, screen
-from .probing import pixels_of, probe_inputs
 from .training import load_base_of, pixel_facts, pixel_settings
 from .versioning import find_adapter
 from .words import command

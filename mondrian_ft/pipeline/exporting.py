@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError, ConfigError, MondrianError
+from ..evaluation.probing import pixels_of, probe_inputs
 from ..files import atomic_write_text, building
 from ..model import adapter as adapters
 from ..model import agreement, fuse, lora
@@ -19,7 +20,6 @@ from ..model.adapter import Adapter
 from ..model.agreement import Logits
 from ..model.backend import mx
 from ..report import card, screen
-from .probing import pixels_of, probe_inputs
 from .training import load_base_of
 from .versioning import find_adapter
 

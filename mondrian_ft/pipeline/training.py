@@ -14,6 +14,7 @@ from ..data.pixels import PixelSettings, fingerprint
 from ..data.prompt import fingerprint as prompt_fingerprint
 from ..data.rows import Row
 from ..errors import DataError, Interrupted, TrainingError
+from ..evaluation.probing import probe_inputs
 from ..files import atomic_write_bytes, atomic_write_json
 from ..model import adapter as adapters
 from ..model import lora
@@ -26,7 +27,6 @@ from ..sample import model_dir
 from ..training import callbacks, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer
-from .probing import probe_inputs
 from .rows import Parts
 from .words import resume_command
 

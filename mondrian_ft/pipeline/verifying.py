@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from .. import registry
 from ..errors import AdapterError
+from ..evaluation.probing import probe_inputs
 from ..files import sha256_file
 from ..model import adapter as adapters
 from ..model.proof import Check
 from ..report import screen
 from . import training, versioning
-from .probing import probe_inputs
 
 if TYPE_CHECKING:
     from .. import tasks

@@ -40,7 +40,7 @@ def tokens_of(
     from mondrian_ft.evaluation import generate as module
     from mondrian_ft.model.decode import Decoding, Steps
 
-    prompts = module._read(base, some)
+    prompts = module.read_prompts(base, some)
     decoding = Decoding(Steps(base.backbone), prompts, capacity=max_tokens, block=block)
     return module._decode(base, decoding, max_tokens, None, **options)[0]
 

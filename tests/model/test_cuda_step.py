@@ -89,7 +89,7 @@ def test_the_step_is_the_models(lab, base, monkeypatch, targets) -> None:
         Request(base.prompt_tokens("?" * n, e.pixels.tokens), picture, e.pixels.grid)
         for n, (e, picture) in enumerate(zip(examples, pictures, strict=True))
     ]
-    prompts = module._read(base, some)
+    prompts = module.read_prompts(base, some)
 
     def tokens(block: int) -> list[list[int]]:
         steps = decode.Steps(base.backbone)

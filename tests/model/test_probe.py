@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from mondrian_ft.data import prompt
 from mondrian_ft.data.pixels import PixelSettings
 from mondrian_ft.errors import AdapterError
+from mondrian_ft.evaluation.probing import probe_inputs
 from mondrian_ft.model import adapter as adapters
 from mondrian_ft.model import lora, probe, proof
 from mondrian_ft.model.backend import mx, nn
-from mondrian_ft.pipeline.probing import probe_inputs
 
 FIRST = "base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A.weight"
 PACKAGE = Path(adapters.__file__).parents[1]
