@@ -32,7 +32,7 @@ def verify(task: tasks.Verify, config: Config, run: Run) -> None:
         raise AdapterError(
             "task.adapter is not set; give an adapter directory, or a version or channel"
         )
-    folder = versioning.find_adapter(task.adapter, config)
+    folder = versioning.find_adapter(task.adapter, config, checked=False)
     if not folder.is_dir():
         adapters.read(folder)  # a wrong path is told before the base is loaded
     checks = _registered(folder, config)

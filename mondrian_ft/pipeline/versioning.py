@@ -267,8 +267,8 @@ def registry_name(config: Config) -> str:
     return f"{model}-{config.data.advisor or 'all'}".lower()
 
 
-def find_adapter(name: str, config: Config) -> Path:
-    """An adapter directory, or a version or channel of the registry.
+def find_adapter(name: str, config: Config, *, checked: bool = True) -> Path:
+    """An adapter directory, or a version or channel of the registry; see `registry.resolve`.
 
     A link, such as the mirror's ``<name>-active``, is followed once and here: if it is swapped
     while the adapter is read, all files are still one version's.
@@ -276,7 +276,7 @@ def find_adapter(name: str, config: Config) -> Path:
     path = Path(name)
     if path.exists() or "/" in name:
         return path.resolve() if path.is_symlink() else path
-    return registry.resolve(*where(config), name)
+    return registry.resolve(*where(config), name, checked=checked)
 
 
 def _unless(key: str, value: str, default: str) -> list[str]:
