@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ..errors import AdapterError, ConfigError, MondrianError, ServerError, near
 from ..files import atomic_write_text
 from ..report import screen
 from . import versioning
+from .places import VISION_FEATURES
 
 if TYPE_CHECKING:
     import socket
@@ -316,8 +317,23 @@ class _alone:
 
 def _supervisor(task: tasks.Serve, config: Config, run: Run) -> Model:
     """The real model's process."""
-    try:
-        module = importlib.import_module("mondrian_ft.serving.supervisor")
-    except ModuleNotFoundError:
-        raise ServerError("This version has no process for the model yet.") from None
-    return module.Supervisor(task, config, run)
+    from ..sample import MODEL_NAME, model_dir
+    from ..serving.supervisor import Supervisor
+    from ..serving.wire import Setup
+
+    root, name = versioning.where(config)
+    setup = Setup(
+        model=str(config.model.path or model_dir()),
+        name=config.model.path or MODEL_NAME,
+        dtype=str(config.model.dtype),
+        quantize_bits=config.model.quantize_bits,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        arms=tuple(sorted(arms_of(task, config))),
+        registry_root=str(root.absolute()),
+        registry_name=name,
+        features_dir=str(VISION_FEATURES.absolute()),
+    )
+    if config.serve.max_tokens is not None:
+        setup = replace(setup, max_tokens=config.serve.max_tokens)
+    return Supervisor(setup, max_queue=config.serve.max_queue)

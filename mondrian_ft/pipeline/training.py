@@ -23,10 +23,11 @@ from ..model.backend import describe
 from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
 from ..report.card import write_card
-from ..sample import model_dir
+from ..sample import MODEL_NAME, model_dir
 from ..training import callbacks, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer
+from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
 
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..run import Run
 
-VISION_FEATURES = Path("outputs/cache/features")
-"""What the vision tower says of photographs, for any run with the same tower and pixels."""
-SAMPLE_NAME = "mondrian_ft sample model"
 _WRITTEN = (
     adapters.WEIGHTS,
     adapters.CONFIG,
@@ -58,7 +56,7 @@ def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base,
     with run.console.status("loading the base model"):
         base = load_base(
             config.model.path or model_dir(),
-            name=config.model.path or SAMPLE_NAME,
+            name=config.model.path or MODEL_NAME,
             dtype=config.model.dtype,
             quantize_bits=config.model.quantize_bits,
             lazy=lazy,

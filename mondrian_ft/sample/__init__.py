@@ -6,7 +6,10 @@ from pathlib import Path
 
 from .database import SampleData, sample_data
 
-__all__ = ["SampleData", "model_dir", "sample_data"]
+__all__ = ["MODEL_NAME", "SampleData", "model_dir", "sample_data"]
+
+MODEL_NAME = "mondrian_ft sample model"
+"""What records call the sample base model."""
 
 
 def model_dir() -> Path:
