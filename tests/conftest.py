@@ -26,15 +26,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, _each)))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Under ``-n`` a file's tests share a process, and so do all that look at the one trained run.
 
-    What they share is made once in a process.
+    What they share is made once in a process. Not in ``pytest_collection_modifyitems``: there
+    pytest-xdist reads the groups before a conftest has set any, so that once nothing was grouped,
+    and every shared run was made twice.
     """
-    for item in items:
-        shared = "sample_run" in getattr(item, "fixturenames", ())
-        group = "sample_run" if shared else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    shared = "sample_run" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("sample_run" if shared else str(item.path)))
 
 
 class Lab:
