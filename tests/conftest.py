@@ -29,12 +29,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Under ``-n`` a file's tests share a process, and so do all that look at the one trained run.
 
-    What they share is made once in a process. Not in ``pytest_collection_modifyitems``: there
-    pytest-xdist reads the groups before a conftest has set any, so that once nothing was grouped,
-    and every shared run was made twice.
+    What they share is made once in a process. Not in ``pytest_collection_modifyitems``, in which
+    pytest-xdist reads the groups.
     """
     shared = "sample_run" in getattr(item, "fixturenames", ())
     item.add_marker(pytest.mark.xdist_group("sample_run" if shared else str(item.path)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Versions of pytest and pytest-xdist that disagree group nothing, and say nothing of it: every
+    shared run was once made in each process."""
+    if getattr(session.config.option, "loadgroup", False):
+        loose = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if loose:
+            raise pytest.UsageError(f"pytest-xdist did not group the tests, {loose[0]} first")
 
 
 class Lab:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -57,9 +56,7 @@ def deployed(sample_run: Finished, tmp_path_factory: pytest.TempPathFactory) -> 
     (cwd / "mondrian").symlink_to(made.db_path.parent)
     photograph = read_json(sample_run.folder / "data" / "training_data_ansel_test.json")[0]
     shutil.copy(photograph["image_path"], made.source_dir / "test.jpg")
-    shutil.copytree(
-        sample_run.adapter, cwd / ADAPTER, ignore=shutil.ignore_patterns("checkpoints")
-    )
+    shutil.copytree(sample_run.adapter, cwd / ADAPTER, ignore=shutil.ignore_patterns("checkpoints"))
     # Whom the lot gives which model is drawn with a secret; a fixed one makes it known here.
     (cwd / "outputs" / "service").mkdir(parents=True)
     (cwd / "outputs" / "service" / "secret").write_text("5a" * 32)
@@ -105,7 +102,7 @@ def test_the_workbooks_commands(deployed: Path) -> None:
         count = sum(one["model_used"] == arm for one in found)
         assert f"{arm} {count}" in told.splitlines()
 
-    os.unlink(deployed / "base.json")
+    (deployed / "base.json").unlink()
     type_in(base, deployed, port)
     again = read_json(deployed / "base.json")
     checked(again, "base", None)
