@@ -197,13 +197,14 @@ def test_what_was_cancelled_or_is_overdue_is_computed_no_more(base, folders, ben
         one.engine.submit(ask)
     for _ in range(5):
         one.engine.turn()
-    (group,) = one.engine._groups.values()
-    assert group.running.rows == 3
+    batch = one.engine._batch
+    assert batch is not None
+    assert batch.rows == 3
     one.engine.cancel("ask1")
     one.engine.cancel("ask4")
     one.engine.cancel("nobody")
     one.engine.turn()
-    assert group.running.rows == 3  # ask3 has taken the place of ask1
+    assert batch.rows == 3  # ask3 has taken the place of ask1
     one.engine.run()
     ends = one.ends()
     faults = {name: end.fault for name, end in ends.items() if isinstance(end, Failure)}
@@ -214,7 +215,7 @@ def test_what_was_cancelled_or_is_overdue_is_computed_no_more(base, folders, ben
     }
     rest = {name: end for name, end in ends.items() if name not in faults}
     assert said(rest) == {name: alone[name] for name in rest}
-    assert not one.engine._groups
+    assert one.engine._batch is None
 
 
 def test_a_deadline_stops_an_answer_that_is_under_way(base, bench) -> None:
