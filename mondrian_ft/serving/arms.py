@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,15 +169,16 @@ class Arms:
         arm.used = time.monotonic()
         return self._identify(name, found.version, found.hash), arm
 
-    def mix(self, arms: Collection[Arm]) -> None:
+    def mix(self, arms: Iterable[Arm]) -> None:
         """See to it that these arms can answer rows of one batch.
 
         Raises:
             AdapterError: one does not prove itself beside the others.
         """
-        needed = [arm for arm in arms if arm is not self._base]
+        distinct = dict.fromkeys(arms)
+        needed = [arm for arm in distinct if arm is not self._base]
         old = self._mixture.arms if self._mixture else ()
-        if len(set(arms)) < 2 or all(arm in old for arm in needed):
+        if len(distinct) < 2 or all(arm in old for arm in needed):
             return
         since = time.monotonic() - RECENT
         kept = tuple(self._kept.values())

@@ -356,7 +356,7 @@ class Engine:
         self._grids.move_to_end(job.picture)
         while len(self._grids) > KNOWN_GRIDS:
             self._grids.popitem(last=False)
-        self.arms.mix({arm, *(other.arm for other in self._jobs.values() if other.arm)})
+        self.arms.mix([*(other.arm for other in self._jobs.values() if other.arm), arm])
         self.arms.put_in(arm)
         started = time.monotonic()
         start = read_prompts(self.base, [Request(tokens, features, grid)])
