@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,9 +58,8 @@ def ours(cwd: Path, *words: str) -> Iterator[Server]:
     port = _free_port()
     argv = [sys.executable, "-m", "mondrian_ft", "task=serve", f"task.port={port}", "tracking=none"]
     env = {**training_step.environment(), "PYTHONPATH": str(training_step.ROOT)}
-    with _running(
-        [*argv, *words], cwd, {**env, "XDG_CACHE_HOME": str(cwd)}, port, "/health"
-    ) as one:
+    env |= {"XDG_CACHE_HOME": str(cwd)}
+    with _running([*argv, *words], cwd, env, port) as one:
         yield one
 
 
@@ -71,23 +69,19 @@ def theirs(cwd: Path, model: Path) -> Iterator[Server]:
     port = _free_port()
     argv = [sys.executable, "-m", "mlx_vlm.server", "--model", str(model)]
     env = {**training_step.environment(), **training_step.preload()}
-    with _running(
-        [*argv, "--host", "127.0.0.1", "--port", str(port)], cwd, env, port, "/health"
-    ) as one:
+    with _running([*argv, "--host", "127.0.0.1", "--port", str(port)], cwd, env, port) as one:
         yield one
 
 
 @contextmanager
-def _running(
-    argv: list[str], cwd: Path, env: dict[str, str], port: int, health: str
-) -> Iterator[Server]:
+def _running(argv: list[str], cwd: Path, env: dict[str, str], port: int) -> Iterator[Server]:
     log = cwd / "server.log"
     url = f"http://127.0.0.1:{port}"
     started = time.perf_counter()
     with log.open("wb") as said:
         child = subprocess.Popen(argv, cwd=cwd, env=env, stdout=said, stderr=said)
     try:
-        while not _answers(url + health):
+        while not _answers(url + "/health"):
             if child.poll() is not None or time.perf_counter() - started > PATIENCE:
                 raise RuntimeError(f"{' '.join(argv)} is not ready:\n{log.read_text()[-3000:]}")
             time.sleep(0.02)

@@ -442,20 +442,23 @@ def test_all_arms_share_one_batch(base, folders, bench, monkeypatch) -> None:
     assert len(steps) == 8 - 1 + 20
 
 
+def mixed(one: Bench) -> list[Path]:
+    """The adapters in the mixture there is."""
+    mixture = one.arms._mixture
+    return [arm.adapter.folder for arm in mixture.arms if arm.adapter] if mixture else []
+
+
 def test_one_arm_alone_is_answered_with_its_own_form(base, folders, bench) -> None:
     """Added up, it costs what the base does; the mixture is for several, and is kept for them."""
     one = bench(folders=folders, merge_bytes=1 << 20)
     first, second = str(folders[0]), str(folders[1])
     one.alone([make_ask(0, first), make_ask(1, second), make_ask(2)])
-    assert one.arms._mixture is None
+    assert mixed(one) == []
     one.together([make_ask(0, first), make_ask(1)])
-    mixture = one.arms._mixture
-    assert mixture is not None
-    assert [arm.adapter.folder for arm in mixture.arms if arm.adapter] == [folders[0]]
+    assert mixed(one) == [folders[0]]
     one.together([make_ask(0, first), make_ask(1, second), make_ask(2)])
+    assert mixed(one) == folders[:2]
     mixture = one.arms._mixture
-    assert mixture is not None
-    assert [arm.adapter.folder for arm in mixture.arms if arm.adapter] == folders[:2]
     one.together([make_ask(0), make_ask(1, second)])
     assert one.arms._mixture is mixture
     one.alone([make_ask(0, first)])
@@ -468,9 +471,7 @@ def test_adapters_long_unused_leave_the_mixture(base, folders, bench, monkeypatc
     monkeypatch.setattr(arms_module, "RECENT", 0.0)
     for pair in (folders[:2], folders[1:]):
         said(one.together([make_ask(n, str(folder)) for n, folder in enumerate(pair)]))
-        mixture = one.arms._mixture
-        assert mixture is not None
-        assert [arm.adapter.folder for arm in mixture.arms if arm.adapter] == pair
+        assert mixed(one) == pair
 
 
 def test_an_adapter_that_does_not_prove_itself_in_the_mixture_is_refused(
