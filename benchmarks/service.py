@@ -7,6 +7,7 @@ cores. Every answer under load is compared with what the same request got alone.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -64,6 +65,8 @@ class Material:
 
 def run(repeats: int) -> dict[str, Any]:
     """Start, latency of both arms, throughput, a moved channel, many requests, and mlx-vlm."""
+    if importlib.util.find_spec("locust") is None:
+        sys.exit("The clients are Locust's: pip install -c constraints.txt -e '.[bench]'")
     with TemporaryDirectory() as folder:
         material = prepare(Path(folder))
         load = os.getloadavg()[0]
