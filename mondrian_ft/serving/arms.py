@@ -158,7 +158,7 @@ class Arms:
             arm = self._kept.get(found.key)
             if arm is None:
                 arm = self._load(found)
-        except MondrianError as error:
+        except (MondrianError, OSError) as error:
             self._found.pop(name, None)
             sentence = f"The arm {name} cannot answer: {error}"
             self._refused[name] = _Refused(stamp, time.monotonic(), sentence)

@@ -102,7 +102,7 @@ class Fault(StrEnum):
     adapter = "adapter"
     """The arm cannot be loaded or verified."""
     model = "model"
-    """The model gave numbers that are not finite."""
+    """The model gave numbers that are not finite, or answering this one ask failed otherwise."""
     deadline = "deadline"
     """It was not done in time; the generation was stopped."""
     cancelled = "cancelled"

@@ -555,6 +555,22 @@ def test_an_adapters_refusal_takes_its_own_ask(base, folders, bench, monkeypatch
     assert {name for name, end in ends.items() if isinstance(end, Failure)} == {"ask1"}
 
 
+def test_an_adapter_that_cannot_be_read_is_refused(base, folders, bench, monkeypatch) -> None:
+    """The disk's error ended the process, and another one would have read the same disk."""
+    one = bench(folders=folders)
+
+    def unreadable(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(adapters, "read", unreadable)
+    ends = one.together([make_ask(0), make_ask(1, str(folders[0]))])
+    end = ends["ask1"]
+    assert isinstance(end, Failure)
+    assert end.fault is Fault.adapter
+    assert "Permission denied" in end.sentence
+    assert isinstance(ends["ask0"], Answer)
+
+
 def test_only_the_adapter_directories_of_the_start_answer(base, folders, bench) -> None:
     """Or an ask could have any file of the machine opened."""
     one = bench(folders=folders[:1])
