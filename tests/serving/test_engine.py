@@ -219,6 +219,31 @@ def test_what_was_cancelled_or_is_overdue_is_computed_no_more(base, folders, ben
     assert one.engine._batch is None
 
 
+def test_whoever_goes_away_leaves_the_others_as_they_are(base, folders, bench) -> None:
+    """Rows of several arms, until one arm alone is left, and an arm that comes back."""
+    one = bench(folders=folders, merge_bytes=1 << 20)
+    asks = asks_of(folders, 8, max_tokens=40)
+    alone = said(one.alone(asks))
+    one.events.clear()
+    for ask in asks[:6]:
+        one.engine.submit(ask)
+    for _ in range(9):
+        one.engine.turn()
+    for name in ("ask0", "ask1", "ask3", "ask4", "ask5"):
+        one.engine.cancel(name)
+    for _ in range(12):
+        one.engine.turn()
+    assert [job.ask.id for job in one.engine._jobs.values()] == ["ask2"]
+    assert one.arms._inside is one.arms.take(asks[2].arm)[1]
+    for ask in asks[6:]:
+        one.engine.submit(ask)
+    one.engine.run()
+    ends = one.ends()
+    assert sum(isinstance(end, Failure) for end in ends.values()) == 5
+    rest = {name: end for name, end in ends.items() if isinstance(end, Answer)}
+    assert said(rest) == {name: alone[name] for name in ("ask2", "ask6", "ask7")}
+
+
 def test_a_deadline_stops_an_answer_that_is_under_way(base, bench) -> None:
     """A long answer ends within a turn of its deadline."""
     one = bench(max_tokens=100_000 // 64)
@@ -231,13 +256,17 @@ def test_a_deadline_stops_an_answer_that_is_under_way(base, bench) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_numbers_that_are_not_finite_fail_their_row_alone(base, bench, monkeypatch) -> None:
-    """And whoever gets its place afterwards finds nothing of it there."""
+@pytest.mark.parametrize("arms", [1, 3])
+def test_numbers_that_are_not_finite_fail_their_row_alone(
+    base, folders, bench, monkeypatch, arms
+) -> None:
+    """And whoever gets its place afterwards finds nothing of it there, whosever rows they are."""
     from mondrian_ft.model.backend import mx
     from mondrian_ft.model.qwen3_vl import VisionFeatures
 
-    one = bench(max_rows=3)
-    asks = [make_ask(n) for n in range(6)]
+    one = bench(max_rows=3, folders=folders)
+    names = [BASE, *map(str, folders)][:arms]
+    asks = [make_ask(n, names[n % arms]) for n in range(6)]
     alone = said(one.alone(asks))
     plain = one.features.get
 
