@@ -28,6 +28,8 @@ LONG, SHORT = 150, 16
 MANY = 2000
 """Requests between the first and the last look at the memory."""
 PARTS = 4
+LIMIT = 100.0
+"""Seconds after which mlx-vlm's server is given up; it needs about 40."""
 
 
 @dataclass(frozen=True)
@@ -286,15 +288,19 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
         adapter = material.root / material.name / label
         words = [f"task.adapter={adapter}", f"task.output_dir={folder}"]
         measure.process([*argv, *words], cwd=material.cwd, env=env)
-    # Free text: of the two, only ours constrains decoding to a schema of this kind without being
-    # sent one.
+    # Free text: theirs constrains decoding to a schema only if it is sent one.
     free = material.requests(["v1", "v2"], 2 * CLIENTS, LONG, response_format={"type": "text"})
-    asked: dict[str, list[dict[str, Any]]] = {"two_adapters_in_turn": free}
-    asked["one_adapter"] = [{**one, "model": "v1"} for one in free]
+    # Theirs loads the model again for another adapter, and does not survive 16 clients who ask for
+    # two: requests fail, then it stands still. One client in turn is how it can be used.
+    cases = {
+        "two_adapters_in_turn": (free, CLIENTS),
+        "two_adapters_one_client_of_theirs": (free, 1),
+        "one_adapter": ([{**one, "model": "v1"} for one in free], CLIENTS),
+    }
     places = {"v1": str(exported[0]), "v2": str(exported[1])}
-    rounds: dict[str, dict[str, list[Round]]] = {name: {"ours": [], "theirs": []} for name in asked}
+    rounds: dict[str, dict[str, list[Round]]] = {name: {"ours": [], "theirs": []} for name in cases}
     for _ in range(repeats):
-        for name, requests in asked.items():
+        for name, (requests, clients) in cases.items():
             with _served(material) as server:
                 _warm(server, material, requests)
                 done = put(server, requests, material.prompt, CLIENTS, material.cwd)
@@ -305,7 +311,7 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
             ]
             with theirs(material.cwd, model_dir()) as server:
                 _warm(server, material, named)
-                done = put(server, named, material.prompt, CLIENTS, material.cwd)
+                done = put(server, named, material.prompt, clients, material.cwd, LIMIT)
                 rounds[name]["theirs"].append(done)
             a, b = (rounds[name][side][-1] for side in ("ours", "theirs"))
             print(
@@ -318,6 +324,7 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
         "requests": 2 * CLIENTS,
         "clients": CLIENTS,
         "most_tokens": LONG,
+        "seconds_until_theirs_was_given_up": LIMIT,
         **{name: _compared(found) for name, found in rounds.items()},
     }
 
@@ -329,12 +336,15 @@ def _warm(server: Server, material: Material, requests: Sequence[dict[str, Any]]
 
 def _compared(rounds: dict[str, list[Round]]) -> dict[str, Any]:
     ratios = [
-        a.per_second / b.per_second for a, b in zip(rounds["ours"], rounds["theirs"], strict=True)
+        a.per_second / b.per_second
+        for a, b in zip(rounds["ours"], rounds["theirs"], strict=True)
+        if b.per_second
     ]
     replies = {side: [r for one in done for r in one.replies] for side, done in rounds.items()}
     same = sum(a.text.strip() == b.text.strip() for a, b in zip(*replies.values(), strict=True))
     return {
-        "ours_to_theirs": measure.spread(ratios, 2),
+        # None if theirs answered nothing.
+        "ours_to_theirs": measure.spread(ratios, 2) if ratios else None,
         "same_text": f"{same} of {len(replies['ours'])}",
         **{
             side: {

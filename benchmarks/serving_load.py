@@ -89,7 +89,7 @@ def _running(argv: list[str], cwd: Path, env: dict[str, str], port: int) -> Iter
     finally:
         child.send_signal(signal.SIGINT)
         try:
-            child.wait(60)
+            child.wait(20)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -197,21 +197,39 @@ class Load:
         while self._child.poll() is None and len(self._lines()) < count:
             time.sleep(0.02)
 
-    def finish(self) -> Round:
-        """Until all have been answered."""
-        said, _ = self._child.communicate()
+    def finish(self, limit: float | None = None) -> Round:
+        """Until all have been answered, or after ``limit`` seconds: the others failed then."""
+        try:
+            said, _ = self._child.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            return self._cut(limit or 0.0)
         replies = [Reply(**json.loads(line)) for line in self._lines()]
         if self._child.returncode != 0 or len(replies) != self._count:
             raise RuntimeError(
                 f"Locust ended with {self._child.returncode} after {len(replies)} of "
                 f"{self._count} requests:\n{said[-3000:]}"
             )
-        first = min(reply.sent for reply in replies)
-        last = max(reply.sent + reply.seconds for reply in replies)
-        return Round(sorted(replies, key=lambda reply: reply.number), last - first)
+        return Round(sorted(replies, key=lambda reply: reply.number), _span(replies))
+
+    def _cut(self, limit: float) -> Round:
+        # The seconds end with the last answer: what it hung for afterwards is not held against it.
+        found = {one.number: one for one in (Reply(**json.loads(line)) for line in self._lines())}
+        replies = [
+            found.get(number, Reply(number, 0.0, limit, 0, "no answer"))
+            for number in range(self._count)
+        ]
+        answered = [one for one in found.values() if one.status == 200]
+        return Round(replies, _span(answered) if answered else limit)
 
     def _lines(self) -> list[str]:
         return self._out.read_text().splitlines() if self._out.exists() else []
+
+
+def _span(replies: Sequence[Reply]) -> float:
+    first = min(reply.sent for reply in replies)
+    return max(reply.sent + reply.seconds for reply in replies) - first
 
 
 def put(
@@ -220,7 +238,8 @@ def put(
     prompt: str,
     clients: int,
     folder: Path,
+    limit: float | None = None,
 ) -> Round:
     """All these requests, by so many clients; see :class:`Load`."""
     with Load(server, requests, prompt, clients, folder) as load:
-        return load.finish()
+        return load.finish(limit)
