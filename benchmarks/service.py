@@ -28,8 +28,8 @@ LONG, SHORT = 150, 16
 MANY = 2000
 """Requests between the first and the last look at the memory."""
 PARTS = 4
-LIMIT = 100.0
-"""Seconds after which mlx-vlm's server is given up; it needs about 40."""
+HANGS, LIMIT = 60.0, 300.0
+"""Seconds after which mlx-vlm's server is given up, where it is known to stand still, and else."""
 
 
 @dataclass(frozen=True)
@@ -293,14 +293,14 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
     # Theirs loads the model again for another adapter, and does not survive 16 clients who ask for
     # two: requests fail, then it stands still. One client in turn is how it can be used.
     cases = {
-        "two_adapters_in_turn": (free, CLIENTS),
-        "two_adapters_one_client_of_theirs": (free, 1),
-        "one_adapter": ([{**one, "model": "v1"} for one in free], CLIENTS),
+        "two_adapters_in_turn": (free, CLIENTS, HANGS),
+        "two_adapters_one_client_of_theirs": (free, 1, LIMIT),
+        "one_adapter": ([{**one, "model": "v1"} for one in free], CLIENTS, LIMIT),
     }
     places = {"v1": str(exported[0]), "v2": str(exported[1])}
     rounds: dict[str, dict[str, list[Round]]] = {name: {"ours": [], "theirs": []} for name in cases}
-    for _ in range(repeats):
-        for name, (requests, clients) in cases.items():
+    for _ in range(min(repeats, 2)):
+        for name, (requests, clients, limit) in cases.items():
             with _served(material) as server:
                 _warm(server, material, requests)
                 done = put(server, requests, material.prompt, CLIENTS, material.cwd)
@@ -311,7 +311,7 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
             ]
             with theirs(material.cwd, model_dir()) as server:
                 _warm(server, material, named)
-                done = put(server, named, material.prompt, clients, material.cwd, LIMIT)
+                done = put(server, named, material.prompt, clients, material.cwd, limit)
                 rounds[name]["theirs"].append(done)
             a, b = (rounds[name][side][-1] for side in ("ours", "theirs"))
             print(
@@ -324,7 +324,7 @@ def _beside_theirs(material: Material, repeats: int) -> dict[str, Any]:
         "requests": 2 * CLIENTS,
         "clients": CLIENTS,
         "most_tokens": LONG,
-        "seconds_until_theirs_was_given_up": LIMIT,
+        "seconds_until_theirs_was_given_up": {name: one[2] for name, one in cases.items()},
         **{name: _compared(found) for name, found in rounds.items()},
     }
 
