@@ -15,6 +15,8 @@ EXTRAS := dev$(if $(filter-out none,$(BACKEND)),$(comma)$(BACKEND))
 STAMP := $(VENV)/.setup-$(BACKEND)
 # PyTorch, transformers' models and PEFT, which only the tests against them need.
 PARITY := $(VENV)/.parity
+# Locust, whose clients ask the service in a benchmark.
+BENCH := $(VENV)/.bench
 
 # Processes that share the tests.
 JOBS ?= 2
@@ -62,11 +64,15 @@ $(PARITY): $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),parity]'
 	@touch $@
 
+$(BENCH): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
+	@touch $@
+
 check: setup ## format, lint, types and the fast tests, under a minute
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright
 	$(PY) -m pytest -q -x -m 'not full and not slow'
 
-bench: setup ## our training step beside mlx-vlm's, same rows, ratio printed
+bench: $(BENCH) ## our training step beside mlx-vlm's, same rows, ratio printed
 	$(PY) -m benchmarks $(ARGS)

@@ -7,6 +7,7 @@ shapes of Qwen3-VL-4B, on a GPU.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -52,7 +53,9 @@ def main() -> None:
         return
     for name in arguments.entries or [n for n in ENTRIES if n not in ON_REQUEST]:
         entry = ENTRIES[name](arguments.repeats)
-        if not arguments.dry:
+        if arguments.dry:
+            print(json.dumps(entry, indent=2))
+        else:
             command = f"python -m benchmarks {name} --repeats {arguments.repeats}"
             entry = {"measured": date.today().isoformat(), "command": command, **entry}
             print(f"recorded in {measure.record(name, entry).relative_to(training_step.ROOT)}\n")

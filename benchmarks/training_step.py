@@ -43,7 +43,7 @@ def run(repeats: int) -> dict[str, Any]:
         ours = _our_command(folder, steps)
         theirs = _their_command(folder, model_dir(), steps)
         ours_env = {**environment(), "PYTHONPATH": str(ROOT)}
-        theirs_env = {**environment(), **_preload()}
+        theirs_env = {**environment(), **preload()}
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "mlx_vlm": []}
         for number in range(repeats):
             print(f"training step, round {number + 1} of {repeats}", flush=True)
@@ -164,7 +164,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
-def _preload() -> dict[str, str]:
+def preload() -> dict[str, str]:
     """Gives mlx-vlm's process the OpenBLAS that ours loads by itself."""
     from mondrian_ft.model import blas
 

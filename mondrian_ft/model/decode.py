@@ -234,16 +234,23 @@ class Steps:
         temperature: 0 takes the most likely token; above it tokens are drawn, each by its row's
             seed and its place in the answer, whatever other rows there are.
         own_kernels: take `cuda_step`'s kernels where they fit; off, to measure MLX's operations.
+        changing: arrays by name that the model's layers look at beside their weights, and that are
+            others from step to step, such as ``answering.Rows.arrays``; None where there are none.
     """
 
     def __init__(
-        self, backbone: Qwen3VL, *, temperature: float = 0.0, own_kernels: bool = True
+        self,
+        backbone: Qwen3VL,
+        *,
+        temperature: float = 0.0,
+        own_kernels: bool = True,
+        changing: dict[str, mx.array] | None = None,
     ) -> None:
         self.backbone = backbone
         self.temperature = temperature
         self.kernels = cuda_step(backbone) if own_kernels else None
-        self.token_step = mx.compile(self._token_step)
-        self.logits_step = mx.compile(self._logits_step)
+        self.token_step = mx.compile(self._token_step, inputs=changing)
+        self.logits_step = mx.compile(self._logits_step, inputs=changing)
         self.choose = mx.compile(self._choose)
         self.choose_of = mx.compile(self._choose_of)
 

@@ -1,5 +1,10 @@
 """Who answers: one base, and adapters that are put into it and taken out again between steps.
 
+Rows of one arm are answered with its own form, which costs what the base does where the adapter's
+matrices are small. Rows of several arms are answered in one batch, with a mixture: the base's
+layers, and beside them each row's own adapter. Each adapter has proved itself in either form before
+it answers in it.
+
 An arm's name is looked up when an ask is taken up, so that a channel that was moved is followed at
 once. What cannot be loaded and proved is refused with its reason; no other model answers instead.
 """
@@ -8,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +30,14 @@ from .protocol import BASE, Identity
 FAILURE_KEPT = 5.0
 """Seconds for which an adapter that was refused is not tried again, if nothing changed on disk."""
 
+RECENT = 60.0
+"""Seconds for which an adapter that was asked for stays in the mixture, so that adapters which are
+asked for in turn do not each make another one; a mixture costs more the more adapters it has."""
+
 Stamp = tuple[tuple[int, int] | None, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Arm:
     """A model that can answer: the base, or the base with an adapter's layers.
 
@@ -36,12 +45,32 @@ class Arm:
     prove itself.
 
     Attributes:
-        hash: the adapter's, None for the base.
+        adapter: None for the base.
+        learned: mlx-vlm's layers by full name, which a mixture is made of; none for the base.
         layers: by full name, as they are put in; none for the base.
         steps: what advances its rows; on a GPU they are compiled with these very layers.
+        used: when it was last asked for, of the monotonic clock.
     """
 
-    hash: str | None
+    adapter: adapters.Adapter | None
+    learned: dict[str, Any]
+    layers: dict[str, Any]
+    steps: Steps
+    used: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """The base with several adapters beside it, each for its own rows.
+
+    Attributes:
+        arms: the adapters, by their numbers; rows of the base have the number after the last.
+        rows: where it is said whose the rows are.
+        layers, steps: as an arm's.
+    """
+
+    arms: tuple[Arm, ...]
+    rows: answering.Rows
     layers: dict[str, Any]
     steps: Steps
 
@@ -78,7 +107,7 @@ class Arms:
         folders: adapter directories that may answer.
         root, name: the registry and the name in it; None where there is none.
         most: adapters kept in memory. One that is under way lives on until its last ask is
-            answered.
+            answered, and one that is in the mixture until there is another mixture.
         merge_bytes: see ``answering.for_answering``, for each adapter.
     """
 
@@ -99,8 +128,9 @@ class Arms:
         self.merge_bytes = merge_bytes
         self._folders = {folder: Path(folder).absolute() for folder in folders if folder != BASE}
         base.model.eval()
-        self._base = Arm(None, {}, Steps(base.backbone, own_kernels=False))
-        self._inside = self._base
+        self._base = Arm(None, {}, {}, Steps(base.backbone, own_kernels=False))
+        self._inside: Arm | Mixture = self._base
+        self._mixture: Mixture | None = None
         self._kept: OrderedDict[tuple[Path, str], Arm] = OrderedDict()
         self._found: dict[str, _Found] = {}
         self._refused: dict[str, _Refused] = {}
@@ -128,7 +158,7 @@ class Arms:
             arm = self._kept.get(found.key)
             if arm is None:
                 arm = self._load(found)
-        except MondrianError as error:
+        except (MondrianError, OSError) as error:
             self._found.pop(name, None)
             sentence = f"The arm {name} cannot answer: {error}"
             self._refused[name] = _Refused(stamp, time.monotonic(), sentence)
@@ -136,9 +166,47 @@ class Arms:
         self._refused.pop(name, None)
         self._found[name] = found
         self._kept.move_to_end(found.key)
+        arm.used = time.monotonic()
         return self._identify(name, found.version, found.hash), arm
 
-    def put_in(self, arm: Arm) -> None:
+    def mix(self, arms: Iterable[Arm]) -> None:
+        """See to it that these arms can answer rows of one batch.
+
+        Raises:
+            AdapterError: one does not prove itself beside the others.
+        """
+        distinct = dict.fromkeys(arms)
+        needed = [arm for arm in distinct if arm is not self._base]
+        old = self._mixture.arms if self._mixture else ()
+        if len(distinct) < 2 or all(arm in old for arm in needed):
+            return
+        since = time.monotonic() - RECENT
+        kept = tuple(self._kept.values())
+        chosen = [arm for arm in old if arm in needed or (arm in kept and arm.used > since)]
+        self._mixture = self._mixed((*chosen, *(arm for arm in needed if arm not in chosen)))
+
+    def put_in_rows(self, rows: Sequence[Arm | None]) -> Steps:
+        """Let the model be each row's arm; None where a row is nobody's.
+
+        Every two arms among them have to be mixed already.
+
+        Returns:
+            What advances such a batch.
+        """
+        among = {arm for arm in rows if arm is not None}
+        if len(among) == 1:
+            (arm,) = among
+            self.put_in(arm)
+            return arm.steps
+        mixture = self._mixture
+        assert mixture is not None, "no mixture was made"
+        number = {arm: place for place, arm in enumerate(mixture.arms)}
+        number[self._base] = len(mixture.arms)
+        mixture.rows.put([number[self._base if arm is None else arm] for arm in rows])
+        self.put_in(mixture)
+        return mixture.steps
+
+    def put_in(self, arm: Arm | Mixture) -> None:
         """Let the model be this arm."""
         if arm is not self._inside:
             lora.take_out(self.base.model)
@@ -189,9 +257,8 @@ class Arms:
         """Load an adapter with its proof; the model is its base afterwards."""
         self.put_in(self._base)
         adapter = adapters.load(found.folder, self.base, probe=self.probe)
-        layers = answering.for_answering(
-            lora.take_out(self.base.model), merge_bytes=self.merge_bytes
-        )
+        learned = lora.take_out(self.base.model)
+        layers = answering.for_answering(learned, merge_bytes=self.merge_bytes)
         lora.put_in(self.base.model, layers)
         try:
             # What answers is what is proved, so once more in this form.
@@ -200,11 +267,27 @@ class Arms:
             lora.take_out(self.base.model)
         if adapter.hash != found.hash:
             raise AdapterError(f"{found.folder} was changed while it was read; ask again")
-        arm = Arm(adapter.hash, layers, Steps(self.base.backbone, own_kernels=False))
+        arm = Arm(adapter, learned, layers, Steps(self.base.backbone, own_kernels=False))
         self._kept[found.key] = arm
         while len(self._kept) > self.most:
             self._kept.popitem(last=False)
         return arm
+
+    def _mixed(self, arms: tuple[Arm, ...]) -> Mixture:
+        """A mixture in which each adapter has proved itself; the model is its base afterwards."""
+        self.put_in(self._base)
+        rows = answering.Rows(len(arms))
+        layers = answering.mix([arm.learned for arm in arms], rows)
+        lora.put_in(self.base.model, layers)
+        try:
+            for number, arm in enumerate(arms):
+                assert arm.adapter is not None
+                rows.put([number])
+                adapters.prove(arm.adapter, self.base, self.probe)
+        finally:
+            lora.take_out(self.base.model)
+        steps = Steps(self.base.backbone, own_kernels=False, changing=rows.arrays)
+        return Mixture(arms, rows, layers, steps)
 
 
 def _stamp_of(path: Path) -> tuple[int, int] | None:

@@ -1,10 +1,14 @@
-"""The model's loop: takes asks up, advances every arm's rows by a token in turn, sends what it has.
+"""The model's loop: takes asks up, advances every row by a token, sends what it has.
 
-One thread owns the model and turns the loop; asks and cancellations come in from any thread. Asks
-of one arm are rows of one batch (`model.running`); the batches of several arms take turns, a step
-each, so that none waits for another. An ask's prompt is read alone, between two steps, and its
-row joins the batch. Nothing in an answer depends on who else was under way, but for the last bit of
-a logit, which matters where two tokens are all but equally likely.
+One thread owns the model and turns the loop; asks and cancellations come in from any thread. All
+asks, of whatever arm, are rows of one batch (`model.running`). An ask's prompt is read alone, by
+its arm, between two steps, and its row joins the batch. While all rows are of one arm they are
+answered with that arm's own form, else with a mixture in which each row has its own adapter (see
+`arms`). Nothing in an answer depends on who else was under way, but for the last bits of a logit,
+which matter where two tokens are all but equally likely.
+
+What goes wrong with one ask fails that ask. A step that fails is everybody's: the process ends, and
+`supervisor` has the asks answered by another.
 
 Of the prompts nothing is shared: the picture comes first in the model's template, and all that
 follows depends on it. The tower's view of a photograph is kept, by the photograph's content.
@@ -14,12 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillBusy
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +76,14 @@ class _Photograph:
         return self.whole.patches
 
 
+class _Refusal(MondrianError):
+    """An ask cannot be answered."""
+
+    def __init__(self, fault: Fault, sentence: str) -> None:
+        super().__init__(sentence)
+        self.fault = fault
+
+
 @dataclass(eq=False)
 class _Job:
     """An ask, from when it came until it was answered.
@@ -78,6 +91,7 @@ class _Job:
     Attributes:
         sent: when its caller asked, of the monotonic clock.
         photograph: being read in another thread.
+        arm: who answers, from when it was taken up.
         taken: when it was taken up.
         matching: where the answer stands in the schema; None if it is free.
         tokens: of the answer, the end token included.
@@ -89,6 +103,7 @@ class _Job:
     picture: str
     photograph: Future[_Photograph]
     limit: int
+    arm: Arm | None = None
     identity: Identity | None = None
     taken: float = 0.0
     prefill: float = 0.0
@@ -125,15 +140,6 @@ class _Text:
         return now[len(before) :]
 
 
-@dataclass(eq=False)
-class _Group:
-    """The rows of one arm, by their places."""
-
-    arm: Arm
-    running: Running
-    jobs: dict[int, _Job] = field(default_factory=dict)
-
-
 class Engine:
     """Answers asks with the arms of one base.
 
@@ -168,7 +174,8 @@ class Engine:
         self._inbox: deque[_Job | str] = deque()
         self._woken = threading.Event()
         self._waiting: deque[_Job] = deque()
-        self._groups: dict[Arm, _Group] = {}
+        self._batch: Running | None = None
+        self._jobs: dict[int, _Job] = {}  # by the places of their rows
         self._grids: OrderedDict[str, Grid] = OrderedDict()
         # One thread: photographs are read in the order they came, beside the model's work.
         self._reader = ThreadPoolExecutor(1, "photographs")
@@ -197,7 +204,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Asks that are being answered."""
-        return sum(len(group.jobs) for group in tuple(self._groups.values()))
+        return len(self._jobs)
 
     # --- the loop's thread ------------------------------------------------------------------
 
@@ -211,9 +218,9 @@ class Engine:
         self._come_in()
         self._end_overdue()
         self._take_up()
-        for group in list(self._groups.values()):
-            self._step(group)
-        return bool(self._waiting or self._groups or self._inbox)
+        if self._batch is not None:
+            self._step(self._batch)
+        return bool(self._waiting or self._jobs or self._inbox)
 
     def wait(self, seconds: float) -> None:
         """Until something comes in, or so long."""
@@ -255,21 +262,21 @@ class Engine:
             self._waiting.remove(job)
             job.photograph.cancel()
             self._fail(job, fault, sentence)
-        for group in list(self._groups.values()):
-            for place, job in list(group.jobs.items()):
-                if which(job):
-                    self._leave(group, place)
-                    self._fail(job, fault, sentence)
+        for place, job in list(self._jobs.items()):
+            if which(job):
+                self._leave(place)
+                self._fail(job, fault, sentence)
 
     def _fail(self, job: _Job, fault: Fault, sentence: str) -> None:
         self.answered += 1
         self.emit(Failure(job.ask.id, fault, sentence))
 
-    def _leave(self, group: _Group, place: int) -> None:
-        del group.jobs[place]
-        group.running.leave(place)
-        if not group.jobs:
-            del self._groups[group.arm]
+    def _leave(self, place: int) -> None:
+        assert self._batch is not None
+        del self._jobs[place]
+        self._batch.leave(place)
+        if not self._jobs:
+            self._batch = None  # with all its columns
 
     # --- taking up --------------------------------------------------------------------------
 
@@ -287,37 +294,51 @@ class Engine:
         if not self._waiting or self.running >= self.max_rows:
             return
         job = self._waiting[0]
+        # With nothing else to do, the photograph is waited for, but a cancellation is seen.
+        done, _ = wait([job.photograph], timeout=0.0 if self._jobs else 0.05)
+        if not done:
+            return
+        self._waiting.popleft()
         try:
-            # With nothing else to do, the photograph is waited for, but a cancellation is seen.
-            photograph = job.photograph.result(timeout=0.0 if self._groups else 0.05)
-        except StillBusy:
-            return
-        except MondrianError as error:
-            self._refuse(Fault.picture, str(error))
-            return
-        except Exception as error:  # Pillow's plugins raise anything on a made-up file
-            self._refuse(
-                Fault.picture,
-                f"the photograph cannot be read ({type(error).__name__}: {error}); send another",
-            )
-            return
-        job.taken = time.monotonic()
-        try:
-            job.identity, arm = self.arms.take(job.ask.arm)
-            self._waiting.popleft()
-            self._join(job, arm, photograph)
+            photograph = self._read(job)
+            job.taken = time.monotonic()
+            job.identity, job.arm = self.arms.take(job.ask.arm)
+            self._join(job, job.arm, photograph)
+        except _Refusal as refusal:
+            self._fail(job, refusal.fault, _sentence(refusal))
         except AdapterError as error:
-            self._refuse(Fault.adapter, str(error))
+            self._fail(job, Fault.adapter, _sentence(error))
         except ModelError as error:
             self._fail(job, Fault.prompt, _sentence(error))
+        except Exception as error:
+            self._fail_unforeseen(job, error)
 
-    def _refuse(self, fault: Fault, sentence: str) -> None:
-        self._fail(self._waiting.popleft(), fault, _sentence(sentence))
+    def _read(self, job: _Job) -> _Photograph:
+        try:
+            return job.photograph.result()
+        except MondrianError as error:
+            raise _Refusal(Fault.picture, str(error)) from error
+        except Exception as error:  # Pillow's plugins raise anything on a made-up file
+            raise _Refusal(
+                Fault.picture,
+                f"the photograph cannot be read ({type(error).__name__}: {error}); send another",
+            ) from error
+
+    def _fail_unforeseen(self, job: _Job, error: Exception) -> None:
+        """One ask's trouble is no other's; what it was is in the service's log."""
+        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+        self._fail(
+            job,
+            Fault.model,
+            f"Answering this failed ({type(error).__name__}: {error}); the service's log says "
+            "where. Others are answered.",
+        )
 
     def _join(self, job: _Job, arm: Arm, photograph: _Photograph) -> None:
-        """Read the prompt, and let the row join its arm's.
+        """Read the prompt, and let the row join the others.
 
         Raises:
+            AdapterError: the arm does not prove itself beside the others'.
             ModelError: picture and prompt together are more than the model takes.
         """
         grid = photograph.grid
@@ -335,6 +356,7 @@ class Engine:
         self._grids.move_to_end(job.picture)
         while len(self._grids) > KNOWN_GRIDS:
             self._grids.popitem(last=False)
+        self.arms.mix([*(other.arm for other in self._jobs.values() if other.arm), arm])
         self.arms.put_in(arm)
         started = time.monotonic()
         start = read_prompts(self.base, [Request(tokens, features, grid)])
@@ -345,43 +367,46 @@ class Engine:
             (job.bits,) = job.matching.allowed([0])
         if job.ask.stream:
             job.text = _Text(self.base)
-        group = self._groups.get(arm)
-        if group is None:
-            group = self._groups[arm] = _Group(arm, Running(arm.steps))
-        place = group.running.join(
-            start, seed=job.ask.seed & 0xFFFFFFFF, temperature=job.ask.temperature
-        )
-        group.jobs[place] = job
+        batch = self._batch or Running(arm.steps)
+        place = batch.join(start, seed=job.ask.seed & 0xFFFFFFFF, temperature=job.ask.temperature)
+        self._batch, self._jobs[place] = batch, job
 
     # --- steps ------------------------------------------------------------------------------
 
-    def _step(self, group: _Group) -> None:
-        """A token for every row of an arm."""
-        running = group.running
-        self.arms.put_in(group.arm)
-        moved = running.settle()
-        group.jobs = {moved.get(place, place): job for place, job in group.jobs.items()}
-        running.choose(self._allowed(group))
-        token = running.token
+    def _step(self, batch: Running) -> None:
+        """A token for every row."""
+        moved = batch.settle()
+        self._jobs = {moved.get(place, place): job for place, job in self._jobs.items()}
+        rows = [
+            self._jobs[place].arm if place in self._jobs else None for place in range(batch.places)
+        ]
+        batch.steps = self.arms.put_in_rows(rows)
+        batch.choose(self._allowed(batch.places))
+        token = batch.token
         # Queued before the tokens are read, so that the device does not wait for the host.
-        running.advance()
+        batch.advance()
         values: list[int] = np.array(token).tolist()
         now = time.monotonic()
-        for place, job in list(group.jobs.items()):
-            if self._append(job, values[place], now):
-                self._leave(group, place)
-        bound = [job for job in group.jobs.values() if job.matching is not None]
+        for place, job in list(self._jobs.items()):
+            try:
+                done = self._append(job, values[place], now)
+            except Exception as error:
+                self._fail_unforeseen(job, error)
+                done = True
+            if done:
+                self._leave(place)
+        bound = [job for job in self._jobs.values() if job.matching is not None]
         matchers = [job.matching.matchers[0] for job in bound if job.matching is not None]
         # While the device computes.
         for job, bits in zip(bound, self.constraint.allowed(matchers), strict=True):
             job.bits = bits
 
-    def _allowed(self, group: _Group) -> np.ndarray | None:
+    def _allowed(self, places: int) -> np.ndarray | None:
         """Which tokens may come next in each place; None if any may in all."""
-        if all(job.bits is None for job in group.jobs.values()):
+        if all(job.bits is None for job in self._jobs.values()):
             return None
-        bits = np.full((group.running.places, self.constraint.words), -1, np.int32)
-        for place, job in group.jobs.items():
+        bits = np.full((places, self.constraint.words), -1, np.int32)
+        for place, job in self._jobs.items():
             if job.bits is not None:
                 bits[place] = job.bits
         return bits

@@ -102,7 +102,7 @@ class Fault(StrEnum):
     adapter = "adapter"
     """The arm cannot be loaded or verified."""
     model = "model"
-    """The model gave numbers that are not finite."""
+    """The model gave numbers that are not finite, or answering this one ask failed otherwise."""
     deadline = "deadline"
     """It was not done in time; the generation was stopped."""
     cancelled = "cancelled"
@@ -110,7 +110,8 @@ class Fault(StrEnum):
     worker = "worker"
     """The model's process ended or hung, and was replaced."""
     busy = "busy"
-    """The queue is full."""
+    """As many asks are waiting or under way as may (``serve.max_queue`` counts both, here and in
+    the HTTP process): whoever has not got an answer yet is one of them."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ class Supervisor:
 
     Args:
         setup: what the process is started with.
-        max_queue: asks that may wait; one more is refused as busy.
+        max_queue: asks that may wait or be under way together, as the HTTP side counts them; one
+            more is refused as busy.
         limits: see :class:`Limits`.
         command: what is started, for tests; the socket's number is appended.
     """
@@ -181,12 +182,12 @@ class Supervisor:
             return Failure(ask.id, Fault.worker, "The model's process was not started.")
         if self._status.state is State.failed:
             return Failure(ask.id, Fault.worker, f"The model is not there: {self._status.reason}")
-        if len(self._waiting) >= self.max_queue:
+        if len(self._entries) >= self.max_queue:
             return Failure(
                 ask.id,
                 Fault.busy,
-                f"{len(self._waiting)} asks are waiting already, which is all that may; ask again "
-                "in a while.",
+                f"{len(self._entries)} asks are waiting or under way already, which is all that "
+                "may; ask again in a while.",
             )
         return None
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mondrian_ft import registry
 from mondrian_ft.data.critique import strict_format_error
+from mondrian_ft.errors import AdapterError
 from mondrian_ft.evaluation import constrain
 from mondrian_ft.evaluation.constrain import Constraint
 from mondrian_ft.evaluation.generate import Request, generate
@@ -197,13 +198,14 @@ def test_what_was_cancelled_or_is_overdue_is_computed_no_more(base, folders, ben
         one.engine.submit(ask)
     for _ in range(5):
         one.engine.turn()
-    (group,) = one.engine._groups.values()
-    assert group.running.rows == 3
+    batch = one.engine._batch
+    assert batch is not None
+    assert batch.rows == 3
     one.engine.cancel("ask1")
     one.engine.cancel("ask4")
     one.engine.cancel("nobody")
     one.engine.turn()
-    assert group.running.rows == 3  # ask3 has taken the place of ask1
+    assert batch.rows == 3  # ask3 has taken the place of ask1
     one.engine.run()
     ends = one.ends()
     faults = {name: end.fault for name, end in ends.items() if isinstance(end, Failure)}
@@ -214,7 +216,32 @@ def test_what_was_cancelled_or_is_overdue_is_computed_no_more(base, folders, ben
     }
     rest = {name: end for name, end in ends.items() if name not in faults}
     assert said(rest) == {name: alone[name] for name in rest}
-    assert not one.engine._groups
+    assert one.engine._batch is None
+
+
+def test_whoever_goes_away_leaves_the_others_as_they_are(base, folders, bench) -> None:
+    """Rows of several arms, until one arm alone is left, and an arm that comes back."""
+    one = bench(folders=folders, merge_bytes=1 << 20)
+    asks = asks_of(folders, 8, max_tokens=40)
+    alone = said(one.alone(asks))
+    one.events.clear()
+    for ask in asks[:6]:
+        one.engine.submit(ask)
+    for _ in range(9):
+        one.engine.turn()
+    for name in ("ask0", "ask1", "ask3", "ask4", "ask5"):
+        one.engine.cancel(name)
+    for _ in range(12):
+        one.engine.turn()
+    assert [job.ask.id for job in one.engine._jobs.values()] == ["ask2"]
+    assert one.arms._inside is one.arms.take(asks[2].arm)[1]
+    for ask in asks[6:]:
+        one.engine.submit(ask)
+    one.engine.run()
+    ends = one.ends()
+    assert sum(isinstance(end, Failure) for end in ends.values()) == 5
+    rest = {name: end for name, end in ends.items() if isinstance(end, Answer)}
+    assert said(rest) == {name: alone[name] for name in ("ask2", "ask6", "ask7")}
 
 
 def test_a_deadline_stops_an_answer_that_is_under_way(base, bench) -> None:
@@ -229,13 +256,17 @@ def test_a_deadline_stops_an_answer_that_is_under_way(base, bench) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_numbers_that_are_not_finite_fail_their_row_alone(base, bench, monkeypatch) -> None:
-    """And whoever gets its place afterwards finds nothing of it there."""
+@pytest.mark.parametrize("arms", [1, 3])
+def test_numbers_that_are_not_finite_fail_their_row_alone(
+    base, folders, bench, monkeypatch, arms
+) -> None:
+    """And whoever gets its place afterwards finds nothing of it there, whosever rows they are."""
     from mondrian_ft.model.backend import mx
     from mondrian_ft.model.qwen3_vl import VisionFeatures
 
-    one = bench(max_rows=3)
-    asks = [make_ask(n) for n in range(6)]
+    one = bench(max_rows=3, folders=folders)
+    names = [BASE, *map(str, folders)][:arms]
+    asks = [make_ask(n, names[n % arms]) for n in range(6)]
     alone = said(one.alone(asks))
     plain = one.features.get
 
@@ -425,6 +456,148 @@ def test_a_version_that_was_changed_is_refused_and_nothing_else_answers(
     (end,) = one.together([make_ask(1, "candidate")]).values()
     assert isinstance(end, Answer)
     assert end.identity.version == "v2"
+
+
+def test_all_arms_share_one_batch(base, folders, bench, monkeypatch) -> None:
+    """Each had its own, and two arms took nearly twice as long as one."""
+    steps: list[int] = []
+    plain = Running.advance
+    monkeypatch.setattr(Running, "advance", lambda self: (steps.append(self.rows), plain(self))[1])
+    one = bench(folders=folders)
+    asks = [replace(ask, constrained=False) for ask in asks_of(folders, 8, max_tokens=20)]
+    said(one.together(asks))
+    # One is taken up in each turn, and a turn is one step for all that are under way.
+    assert max(steps) == 8
+    assert len(steps) == 8 - 1 + 20
+
+
+def mixed(one: Bench) -> list[Path]:
+    """The adapters in the mixture there is."""
+    mixture = one.arms._mixture
+    return [arm.adapter.folder for arm in mixture.arms if arm.adapter] if mixture else []
+
+
+def test_one_arm_alone_is_answered_with_its_own_form(base, folders, bench) -> None:
+    """Added up, it costs what the base does; the mixture is for several, and is kept for them."""
+    one = bench(folders=folders, merge_bytes=1 << 20)
+    first, second = str(folders[0]), str(folders[1])
+    one.alone([make_ask(0, first), make_ask(1, second), make_ask(2)])
+    assert mixed(one) == []
+    one.together([make_ask(0, first), make_ask(1)])
+    assert mixed(one) == [folders[0]]
+    one.together([make_ask(0, first), make_ask(1, second), make_ask(2)])
+    assert mixed(one) == folders[:2]
+    mixture = one.arms._mixture
+    one.together([make_ask(0), make_ask(1, second)])
+    assert one.arms._mixture is mixture
+    one.alone([make_ask(0, first)])
+    assert one.arms._inside is one.arms.take(first)[1]
+
+
+def test_adapters_long_unused_leave_the_mixture(base, folders, bench, monkeypatch) -> None:
+    """It costs more the more adapters it has."""
+    one = bench(folders=folders)
+    monkeypatch.setattr(arms_module, "RECENT", 0.0)
+    for pair in (folders[:2], folders[1:]):
+        said(one.together([make_ask(n, str(folder)) for n, folder in enumerate(pair)]))
+        assert mixed(one) == pair
+
+
+def test_an_adapter_that_does_not_prove_itself_in_the_mixture_is_refused(
+    base, folders, bench, monkeypatch
+) -> None:
+    """What answers is what was proved, in this form too; who was under way does not notice."""
+    from mondrian_ft.model import answering
+
+    one = bench(folders=folders)
+    asks = [make_ask(0, max_tokens=40), make_ask(1, str(folders[0])), make_ask(2)]
+    alone = said(one.alone(asks))
+    plain = answering.mix
+
+    def wrong(adapters: Any, rows: Any) -> Any:
+        layers = plain(adapters, rows)
+        layer = next(iter(layers.values()))
+        layer.lora_b = layer.lora_b * 0
+        return layers
+
+    monkeypatch.setattr(answering, "mix", wrong)
+    ends = one.together(asks, turns=3)
+    end = ends.pop("ask1")
+    assert isinstance(end, Failure)
+    assert end.fault is Fault.adapter
+    assert str(folders[0]) in end.sentence
+    assert said(ends) == {name: alone[name] for name in ends}
+    monkeypatch.undo()
+    assert said(one.together(asks, turns=3)) == alone
+
+
+def test_an_asks_own_trouble_is_no_others(base, folders, bench, monkeypatch, capfd) -> None:
+    """An error nobody thought of ended the process, and with it every other answer.
+
+    While the prompt is read (short memory is one that can come there), and while a token is added.
+    """
+    from mondrian_ft.serving import engine
+
+    one = bench(folders=folders)
+    asks = [replace(ask, arm=BASE) for ask in asks_of(folders, 6)]
+    asks[4] = replace(asks[4], stream=True)
+    alone = said(one.alone(asks))
+    plain = engine.read_prompts
+
+    def short(base: Any, requests: Any) -> Any:
+        if len(requests[0].tokens) == spoil:
+            raise RuntimeError("[malloc] Unable to allocate 12345 bytes.")
+        return plain(base, requests)
+
+    spoil = alone["ask1"][3]
+    hit = {name for name, answer in alone.items() if answer[3] == spoil}
+    monkeypatch.setattr(engine, "read_prompts", short)
+
+    def broken(self: Any, tokens: Any) -> str:
+        raise UnicodeError("half a letter")
+
+    monkeypatch.setattr(engine._Text, "more", broken)
+    ends = one.together(asks)
+    failed = {end.id: end for end in ends.values() if isinstance(end, Failure)}
+    assert set(failed) == {*hit, "ask4"}
+    assert {end.fault for end in failed.values()} == {Fault.model}
+    assert "Unable to allocate" in failed["ask1"].sentence
+    rest = {name: end for name, end in ends.items() if name not in failed}
+    assert said(rest) == {name: alone[name] for name in rest}
+    assert one.engine._batch is None
+    assert "in broken" in capfd.readouterr().err
+
+
+def test_an_adapters_refusal_takes_its_own_ask(base, folders, bench, monkeypatch) -> None:
+    """It came after the ask had left the queue, and the next one in it was refused."""
+    one = bench(folders=folders)
+
+    def refuse(arms: Any) -> None:
+        raise AdapterError("it does not prove itself beside the others")
+
+    asks = [make_ask(0), make_ask(1, str(folders[0])), make_ask(2)]
+    plain = one.arms.mix
+    monkeypatch.setattr(
+        one.arms, "mix", lambda arms: refuse(arms) if len(set(arms)) > 1 else plain(arms)
+    )
+    ends = one.together(asks)
+    assert {name for name, end in ends.items() if isinstance(end, Failure)} == {"ask1"}
+
+
+def test_an_adapter_that_cannot_be_read_is_refused(base, folders, bench, monkeypatch) -> None:
+    """The disk's error ended the process, and another one would have read the same disk."""
+    one = bench(folders=folders)
+
+    def unreadable(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(adapters, "read", unreadable)
+    ends = one.together([make_ask(0), make_ask(1, str(folders[0]))])
+    end = ends["ask1"]
+    assert isinstance(end, Failure)
+    assert end.fault is Fault.adapter
+    assert "Permission denied" in end.sentence
+    assert isinstance(ends["ask0"], Answer)
 
 
 def test_only_the_adapter_directories_of_the_start_answer(base, folders, bench) -> None:

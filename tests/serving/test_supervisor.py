@@ -111,19 +111,20 @@ def test_asks_before_it_is_ready_wait() -> None:
 
 
 def test_the_queue_has_a_bound() -> None:
-    """Under way, ahead and waiting, and one more is refused at once."""
+    """Whoever has no answer yet counts, as in the HTTP process; one more is refused at once."""
 
     async def test() -> None:
-        async with pretended(max_rows=2, max_queue=3) as one:
+        async with pretended(max_rows=2, max_queue=9) as one:
             await one.settled(10)
-            room = 2 + AHEAD + 3
-            tasks = [asyncio.create_task(end(one, ask(f"a{n}", 300))) for n in range(room)]
+            tasks = [asyncio.create_task(end(one, ask(f"a{n}", 300))) for n in range(9)]
             await asyncio.sleep(0.05)
-            assert one.status().queued == 3
+            assert one.status().queued == 9 - 2 - AHEAD
             refused = await end(one, ask("one more"))
             assert isinstance(refused, Failure)
             assert refused.fault is Fault.busy
+            assert "9 asks are waiting or under way" in refused.sentence
             assert all(isinstance(e, Answer) for e in await asyncio.gather(*tasks))
+            assert isinstance(await end(one, ask("one more")), Answer)
 
     run(test)
 
