@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections import OrderedDict
@@ -96,7 +97,7 @@ class Desk:
         self.meters = meters or Meters()
         self.tally = Tally()
         self.waiting = 0
-        self._seconds = 1.0
+        self._seconds: float | None = None
         self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._aside: set[asyncio.Task[Any]] = set()
 
@@ -253,8 +254,12 @@ class Desk:
             )
 
     def retry_after(self) -> int:
-        """Seconds after which room is to be expected, 1 to 60."""
-        return max(1, min(60, round(self._seconds)))
+        """Seconds for which one who is told to come again should wait, 1 to 60.
+
+        As long as answers take of late, waiting included: by then as many as wait now have been
+        answered (Little's law), so that there is room, and not everyone is back at once.
+        """
+        return 2 if self._seconds is None else max(1, min(60, math.ceil(self._seconds)))
 
     async def _take(self, plan: Plan) -> tuple[str | None, list[dict[str, Any]] | None]:
         """The job's id, and its answers if it was answered before."""
@@ -321,7 +326,7 @@ class Desk:
         )
         started = time.perf_counter()
         end: Answer | Failure | None = None
-        async with aclosing(self.ask(ask)) as coming:
+        async with aclosing(self.ask(ask, choice.used)) as coming:
             async for event in coming:
                 if isinstance(event, Piece):
                     tell(("piece", {"advisor": persona.id, "text": event.text}))
@@ -343,15 +348,13 @@ class Desk:
             slot.body["parse_success"] = False
             if end.fault not in (Fault.cancelled, Fault.busy, Fault.picture):
                 self.tally.failed(choice.used)
-            self.meters.failed(choice.used, end.fault)
             tell(("error", {**slot.body, "status": slot.status}))
             return
         slot.body = {**head, **planning.told(end, persona, seconds)}
         parsed = slot.body["parse_success"]
         slot.status = 200 if parsed else 422
-        self._seconds += 0.2 * (seconds - self._seconds)
         self.tally.answered(choice.used, seconds, parsed)
-        self.meters.answered(choice.used, end, seconds, parsed)
+        self.meters.answered(choice.used, parsed)
         self._remember(slot.body, plan)
         tell(("answer", slot.body) if parsed else ("error", {**slot.body, "status": 422}))
 
@@ -360,8 +363,22 @@ class Desk:
             return 400
         return STATUS[failure.fault]
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[Piece | Answer | Failure, None]:
-        """The model's events, ended by a failure if it says nothing for too long."""
+    async def ask(self, ask: Ask, used: str) -> AsyncGenerator[Piece | Answer | Failure, None]:
+        """The model's events, ended by a failure if it says nothing for too long; measured, as
+        ``used``'s."""
+        started = time.perf_counter()
+        async with aclosing(self._events_of(ask)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    seconds = time.perf_counter() - started
+                    before = seconds if self._seconds is None else self._seconds
+                    self._seconds = before + 0.2 * (seconds - before)
+                    self.meters.generated(used, event, seconds)
+                elif isinstance(event, Failure):
+                    self.meters.failed(used, event.fault)
+                yield event
+
+    async def _events_of(self, ask: Ask) -> AsyncGenerator[Piece | Answer | Failure, None]:
         limit = None if ask.deadline is None else ask.deadline + GRACE
         over = None if limit is None else asyncio.get_running_loop().time() + limit
         stream = self.model.ask(ask)

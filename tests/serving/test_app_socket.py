@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 
-from mondrian_ft.serving import patience
+from mondrian_ft.serving import front, patience
 from mondrian_ft.serving.protocol import Fault
 
 from .fake_model import HASHES, FakeModel, critique_of
@@ -28,6 +29,14 @@ def until(holds: Callable[[], Any], seconds: float = 10) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def place_of(url: str) -> tuple[str, int]:
+    """Host and port."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -96,7 +105,7 @@ def test_slow_clients_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patience, "HEAD_SECONDS", 0.3)
     made = make(tmp_path, seconds=0.5)
     with listening(made) as url:
-        place = (url.rpartition(":")[0].removeprefix("http://"), int(url.rpartition(":")[2]))
+        place = place_of(url)
         with socket.create_connection(place, timeout=5) as silent:
             assert silent.recv(100) == b"", "closed without a word"
         with socket.create_connection(place, timeout=5) as half:
@@ -107,13 +116,36 @@ def test_slow_clients_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 b"POST /analyze HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 1000\r\n\r\n{"
             )
-            answer = slow.recv(2000)
+            # Head and body may come one after the other.
+            answer = b"".join(iter(lambda: slow.recv(2000), b""))
             assert answer.startswith(b"HTTP/1.1 408"), answer
             assert b"was not sent within 0.5 seconds" in answer
         # A request is logged once its answer has gone out, so the line may come after the answer.
         until(lambda: [line["status"] for line in made.lines] == [408])
         assert httpx.post(f"{url}/analyze", files=FILES).status_code == 200
         until(lambda: [line["status"] for line in made.lines] == [408, 200])
+
+
+def test_a_client_that_takes_in_nothing_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was never sent whole, and so its place in the queue was never free again."""
+    monkeypatch.setattr(front, "UNREAD_SECONDS", 0.3)
+    made = make(tmp_path)
+    made.model.text = "x" * 30_000_000
+    body = json.dumps({"image": data_url(photograph())}).encode()
+    head = (
+        "POST /analyze_stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with listening(made) as url, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(place_of(url))
+        client.sendall(head.encode() + body)
+        until(lambda: made.model.running == 1)
+        until(lambda: made.desk.waiting == 0 and made.model.running == 0)
+        until(lambda: bool(made.lines))
+        assert made.lines[-1]["refused"] == "the client took in nothing for 0.3 seconds"
 
 
 def test_a_connection_that_is_kept_is_not_cut(
@@ -130,7 +162,7 @@ def test_a_connection_that_is_kept_is_not_cut(
 def test_200_megabytes_are_refused_before_they_are_read(tmp_path: Path) -> None:
     made = make(tmp_path)
     with listening(made) as url:
-        place = (url.rpartition(":")[0].removeprefix("http://"), int(url.rpartition(":")[2]))
+        place = place_of(url)
         with socket.create_connection(place, timeout=5) as client:
             client.sendall(
                 b"POST /analyze HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -171,11 +203,21 @@ def test_five_hundred_at_once(tmp_path: Path) -> None:
 
 
 def test_more_requests_than_may_be_under_way(tmp_path: Path) -> None:
-    """The others are answered as ever. Uvicorn's own limit counts open connections and would
-    refuse all of them, the first as well, so it is not used."""
+    """The others are answered as ever, and whoever watches the service. Uvicorn's own limit counts
+    open connections and would refuse all of them, the first as well, so it is not used."""
     made = make(tmp_path, model=FakeModel(delay=0.3), requests=20)
     with listening(made) as url:
-        found = asyncio.run(all_at_once(url, 60))
+
+        async def watched() -> tuple[list[int], int]:
+            asking = asyncio.create_task(all_at_once(url, 60))
+            while made.model.running < 20:
+                await asyncio.sleep(0.01)
+            async with httpx.AsyncClient(base_url=url) as client:
+                health = (await client.get("/health")).status_code
+            return await asking, health
+
+        found, health = asyncio.run(watched())
+        assert health == 200
         assert set(found) == {200, 503}, set(found)
         assert found.count(200) >= 20
         assert httpx.post(f"{url}/analyze", files=FILES).status_code == 200
@@ -218,7 +260,9 @@ def test_the_openai_client(tmp_path: Path) -> None:
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         assert text == critique_of(made.model.asked[1])
         assert chunks[-1].usage is not None
-        cut = client.chat.completions.create(**chat("base", max_completion_tokens=5))
+        cut = client.chat.completions.create(
+            **chat("base", max_completion_tokens=5, top_p=1.0, presence_penalty=0)
+        )
         assert cut.choices[0].finish_reason == "length"
         made.model.text = "Free words."
         free = client.chat.completions.create(**chat("base", response_format={"type": "text"}))
@@ -229,6 +273,10 @@ def test_the_openai_client(tmp_path: Path) -> None:
         made.model.faults = [Fault.busy]
         with pytest.raises(openai.RateLimitError, match="It failed on purpose"):
             client.chat.completions.create(**chat("base"))
+        text = httpx.get(f"{url}/metrics").text
+        assert 'mondrian_answer_seconds_count{model_used="fine_tuned"} 2.0' in text
+        assert 'mondrian_failures_total{fault="busy",model_used="base"} 1.0' in text
+        assert "mondrian_answers_total{" not in text, "not all of them were to be critiques"
 
 
 BAD_CHATS = {
@@ -257,8 +305,15 @@ BAD_CHATS = {
     "tokens": (chat("base", max_tokens=-1), "max_tokens is -1"),
     "true": (chat("base", max_tokens=True), "max_tokens is True"),
     "temperature": (chat("base", temperature="hot"), "temperature is hot"),
-    "n": (chat("base", n=2), "n is more than 1"),
-    "tools": (chat("base", tools=[{}]), "tools are not supported"),
+    "completion tokens": (
+        chat("base", max_completion_tokens=0, max_tokens=9),
+        "max_completion_tokens is 0",
+    ),
+    "n": (chat("base", n=2), "n is not supported; leave it out, or send 1."),
+    "tools": (chat("base", tools=[{}]), "tools is not supported; leave it out, or send []."),
+    "stop": (chat("base", stop=["}"]), "stop is not supported"),
+    "top_p": (chat("base", top_p=0.9), "top_p is not supported; leave it out, or send 1."),
+    "logprobs": (chat("base", logprobs=True), "logprobs is not supported"),
     "format": (chat("base", response_format="json"), r"response_format.type"),
     "part": ({"model": "base", "messages": [{"role": "user", "content": [7]}]}, "neither text"),
     "content": ({"model": "base", "messages": [{"role": "user", "content": 7}]}, "neither text"),
