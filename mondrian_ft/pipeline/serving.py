@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -63,10 +64,11 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
     _allow_connections(config.serve.max_requests)
     state = Path(config.serve.state_dir)
     secret = ab.secret_of(state)
+    started = time.time()
     with _alone(state):
         jobs = job_table(task, state)
         model = (make_model or _supervisor)(task, config, run)
-        service = build(task, config, model, secret, jobs, log=print)
+        service = build(task, config, model, secret, jobs, log=_log)
         if jobs is not None and (left := jobs.recover()):
             run.warn(f"jobs that an earlier run of the service left open have failed: {len(left)}")
         if not local.is_loopback(task.host) and token_of(config) is None:
@@ -76,7 +78,7 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
             )
         with suppress(KeyboardInterrupt):
             asyncio.run(_serve(task, config, run, service))
-    run.record(served=service.desk.tally.report(task.ab_test_split))
+    run.record(served=service.desk.tally.report(since=started))
 
 
 async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) -> None:
@@ -140,6 +142,7 @@ def build(
     from ..serving.app import Service
     from ..serving.front import Limits
     from ..serving.intake import Folders
+    from ..serving.tally import FILE, Tally
 
     serve = config.serve
     adapters = {advisor_id(name) or name: arm for name, arm in (serve.adapters or {}).items()}
@@ -165,8 +168,22 @@ def build(
         token=token_of(config),
     )
     folders = [Path(one) for one in (source, serve.upload_dir) if one is not None]
-    desk = Desk(model, router, people, settings, catalog=lambda: catalog(config), jobs=jobs)
-    return Service(desk, Folders(folders, Path.cwd()), Path(serve.state_dir), limits, most, log)
+    state = Path(serve.state_dir)
+    desk = Desk(
+        model,
+        router,
+        people,
+        settings,
+        catalog=lambda: catalog(config),
+        jobs=jobs,
+        tally=Tally(state / FILE, task.ab_test_split),
+    )
+    return Service(desk, Folders(folders, Path.cwd()), state, limits, most, log)
+
+
+def _log(line: str) -> None:
+    """At once: a pipe or a file would else get the lines of an hour ago."""
+    print(line, flush=True)
 
 
 def _data(task: tasks.Serve, config: Config) -> tuple[Path | None, Path | None]:

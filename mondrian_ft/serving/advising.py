@@ -14,20 +14,21 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..data.store import advisor_id
 from ..errors import ServerError, nearest
 from . import planning
-from .ab import Choice, Mode, Router, Tally, UnknownMode, mode_of
+from .ab import Choice, Mode, Router, UnknownMode, mode_of
 from .intake import Asked
 from .jobs import FAILED, JobRefused, JobTable, Locked, Outcome
 from .measuring import Meters
 from .pages import Refused
 from .planning import Persona, Plan, Slot
 from .protocol import BASE, Answer, Ask, Failure, Fault, Model, Piece, State
+from .tally import Tally
 
 STATUS = {
     Fault.picture: 400,
@@ -79,6 +80,7 @@ class Desk:
         catalog: the versions and channels a request may name; read each time, in a thread.
         jobs: the job database; None writes none.
         meters: what is counted for Prometheus.
+        tally: what is counted of each arm; None keeps it in memory.
     """
 
     def __init__(
@@ -91,11 +93,12 @@ class Desk:
         catalog: Callable[[], Sequence[str]] = tuple,
         jobs: JobTable | None = None,
         meters: Meters | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.model, self.router, self.personas = model, router, dict(personas)
         self.settings, self.catalog, self.jobs = settings, catalog, jobs
         self.meters = meters or Meters()
-        self.tally = Tally()
+        self.tally = tally or Tally(None, router.split)
         self.waiting = 0
         self._seconds: float | None = None
         self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -353,7 +356,7 @@ class Desk:
         slot.body = {**head, **planning.told(end, persona, seconds)}
         parsed = slot.body["parse_success"]
         slot.status = 200 if parsed else 422
-        self.tally.answered(choice.used, seconds, parsed)
+        self.tally.answered(choice.used, seconds, parsed, end.identity.hash)
         self.meters.answered(choice.used, parsed)
         self._remember(slot.body, plan)
         tell(("answer", slot.body) if parsed else ("error", {**slot.body, "status": 422}))
@@ -443,7 +446,9 @@ class Desk:
             return  # It is kept, and `settle` tries again.
 
     async def settle(self) -> None:
-        """Write what the database could not take before."""
+        """Write what the database could not take before, and what was counted."""
+        with suppress(ServerError):  # It is kept, and /ab tells.
+            await asyncio.to_thread(self.tally.flush)
         if self.jobs is not None and self.jobs.unsettled:
             try:
                 await asyncio.to_thread(self.jobs.settle)

@@ -369,6 +369,13 @@ def test_an_ab_test_is_sticky_and_labelled(tmp_path) -> None:
     share = report["share_tuned"]
     assert share["of"] == 16
     assert share["low"] < share["share"] < share["high"]
+    assert report["arms"]["ab_test_fine_tuned"]["adapters"] == {
+        HASHES["production"]: counts["ab_test_fine_tuned"]
+    }
+    assert made.ask("GET", "/ab?since=2100-01-01").json()["arms"] == {}
+    assert made.ask("GET", "/ab?since=2000-01-01T00:00:00Z").json()["arms"] == report["arms"]
+    wrong = made.ask("GET", "/ab?since=yesterday")
+    assert (wrong.status_code, "since is 'yesterday'" in wrong.json()["error"]) == (400, True)
     assert made.analyze(user="u1", mode="base").json()["model_used"] == "base"
     assert made.ask("GET", "/ab").json()["share_tuned"]["of"] == 16, "no part of the test"
 

@@ -170,6 +170,9 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
     with serving(tmp_path, f"task.db_path={world.db}", *data(world)) as service:
         answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
         assert answer.json()["model_used"] == "base"
+        arms = httpx.get(f"{service.url}/ab").json()["arms"]
+        assert sum(arm["answers"] for name, arm in arms.items() if name != "base") == 3
+        assert arms["base"]["answers"] == 1
         (tmp_path / "stopped").unlink()
         assert service.stop() == 0, service.err
         assert (tmp_path / "stopped").exists()
