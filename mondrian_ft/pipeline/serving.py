@@ -71,6 +71,12 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
         service = build(task, config, model, secret, jobs, log=_log)
         if jobs is not None and (left := jobs.recover()):
             run.warn(f"jobs that an earlier run of the service left open have failed: {len(left)}")
+        if bare := _without_adapter(task, service):
+            run.warn(
+                f"no adapter for {', '.join(bare)}: with model_mode={task.model_mode} requests for "
+                "them are refused unless they ask for mode=base; set task.adapter, or "
+                "serve.adapters for each"
+            )
         if not local.is_loopback(task.host) and token_of(config) is None:
             run.warn(
                 f"task.host={task.host} lets everyone who reaches this machine ask; set "
@@ -177,8 +183,26 @@ def build(
         catalog=lambda: catalog(config),
         jobs=jobs,
         tally=Tally(state / FILE, task.ab_test_split),
+        uploads=_uploads(task, config),
     )
     return Service(desk, Folders(folders, Path.cwd()), state, limits, most, log)
+
+
+def _uploads(task: tasks.Serve, config: Config) -> Path | None:
+    """Where uploaded photographs are kept.
+
+    Raises:
+        ConfigError: they are to be kept without a row that names them.
+    """
+    serve = config.serve
+    if not serve.keep_uploads or serve.upload_dir is None:
+        return None
+    if task.db_path is None:
+        raise ConfigError(
+            "serve.keep_uploads=true keeps photographs for the rows of a job database, and there "
+            "is none; set task.db_path."
+        )
+    return Path(serve.upload_dir)
 
 
 def _log(line: str) -> None:
@@ -273,8 +297,18 @@ def check_adapter(name: str, config: Config) -> None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise AdapterError(
             f"The adapter {name} cannot be served: there is no adapter_model.safetensors in "
-            f"{folder}; set task.adapter to an adapter directory, or to a version or channel."
+            f"{folder}; name a version or channel of registry.name="
+            f"{versioning.registry_name(config)}, or an adapter directory, such as "
+            f"{config.registry.root}/<another name>/v1."
         )
+
+
+def _without_adapter(task: tasks.Serve, service: Service) -> list[str]:
+    """The advisors for whom a service that is to be tuned has only the base."""
+    if task.model_mode == "base":
+        return []
+    router = service.desk.router
+    return [name for name in service.desk.personas if router.tuned(name) is None]
 
 
 def arms_of(task: tasks.Serve, config: Config) -> set[str]:

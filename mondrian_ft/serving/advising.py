@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..data.store import advisor_id
@@ -81,6 +82,7 @@ class Desk:
         jobs: the job database; None writes none.
         meters: what is counted for Prometheus.
         tally: what is counted of each arm; None keeps it in memory.
+        uploads: where uploaded photographs of new rows are kept; None keeps none.
     """
 
     def __init__(
@@ -94,11 +96,13 @@ class Desk:
         jobs: JobTable | None = None,
         meters: Meters | None = None,
         tally: Tally | None = None,
+        uploads: Path | None = None,
     ) -> None:
         self.model, self.router, self.personas = model, router, dict(personas)
         self.settings, self.catalog, self.jobs = settings, catalog, jobs
         self.meters = meters or Meters()
         self.tally = tally or Tally(None, router.split)
+        self.uploads = uploads
         self.waiting = 0
         self._seconds: float | None = None
         self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -269,6 +273,9 @@ class Desk:
         if self.jobs is None:
             return plan.asked.job_id, None
         job_id = plan.asked.job_id
+        if self.uploads is not None and job_id is None:
+            # Before its row, which would else name a photograph that is nowhere.
+            await asyncio.to_thread(planning.keep_upload, plan.asked, self.uploads)
         try:
             row = await asyncio.to_thread(
                 self.jobs.take,

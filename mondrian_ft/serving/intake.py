@@ -34,6 +34,8 @@ from .pages import Refused
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 """What is read: what cameras, phones and browsers write (a phone's MPO is a JPEG to Pillow). The
 readers of other formats are little used and little looked at, so no upload reaches them."""
+SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
+"""Of files; all else is a JPEG."""
 TEXTS = ("advisor", "job_id", "mode", "version", "user", "response_format", "replace")
 MOST_TEXT = 200
 """Characters of a field that is no photograph."""
@@ -44,10 +46,12 @@ HINT = "send it as the form's file `image`, or as JSON with image_path or image.
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph as it came: its bytes, and its path below a served folder if it has one."""
+    """A photograph as it came: its bytes, its path below a served folder if it has one, and the
+    suffix of files of its kind."""
 
     data: bytes
     path: Path | None = None
+    suffix: str = ".jpg"
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
         raise Refused(400, f"The photograph is empty (0 bytes); {HINT}")
     if len(data) > most:
         raise Refused(413, f"The photograph has more than {most:,} bytes; send a smaller one.")
-    width, height = _size(data)
+    width, height, kind = _head(data)
     if width * height > MAX_FILE_PIXELS:
         raise Refused(
             400,
@@ -285,10 +289,11 @@ def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
             f"The photograph has {width}×{height} pixels, a strip longer than {MAX_ASPECT:.0f}:1; "
             "crop it.",
         )
-    return Photograph(data, path)
+    return Photograph(data, path, SUFFIXES.get(kind, ".jpg"))
 
 
-def _size(data: bytes) -> tuple[int, int]:
+def _head(data: bytes) -> tuple[int, int, str]:
+    """Width, height and format."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -296,7 +301,7 @@ def _size(data: bytes) -> tuple[int, int]:
             # Our own limit is lower than Pillow's error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return image.size
+                return *image.size, image.format or ""
     except UnidentifiedImageError:
         raise Refused(
             400, f"The photograph is no picture of a kind that is read ({', '.join(FORMATS)})."

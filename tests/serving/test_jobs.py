@@ -345,6 +345,37 @@ def test_linking_leaves_generated_analyses_out_unless_told(made: Made) -> None:
     assert found["person"]["generated_by"] is None
 
 
+def test_uploads_are_kept_if_told_and_found_by_linking(tmp_path: Path) -> None:
+    """Once each, under the name in their row and none of the client's."""
+    uploads = tmp_path / "mondrian" / "source" / "uploads"
+    made = make(tmp_path, database=True, uploads=uploads)
+    made.world.good("person", 77)
+    made.world.row("theirs", filename="x.jpg", status="queued")
+    data = photograph(4, "PNG")
+    done = [made.analyze(image=data).json() for _ in range(2)]
+    made.analyze(image=photograph(5), job_id="theirs")
+    (kept,) = uploads.iterdir()
+    assert kept.read_bytes() == data
+    assert kept.suffix == ".png"
+    assert [made.rows()[one["job_id"]]["filename"] for one in done] == [kept.name] * 2
+    world = made.world
+    linked = link(
+        world.db, world.source, world.analyses, "ansel", generated=True, scratch=world.output
+    )
+    records = linked.manifest["by_advisor"]["ansel"]["records"]
+    assert {record["image_path"] for record in records if record["generated_by"]} == {str(kept)}
+
+
+def test_an_upload_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    """Before the model is asked, and without a row that would name no photograph."""
+    (tmp_path / "uploads").write_text("a file in the folder's place", encoding="ascii")
+    made = make(tmp_path, database=True, uploads=tmp_path / "uploads")
+    answer = made.analyze()
+    assert (answer.status_code, "cannot write" in answer.json()["error"]) == (503, True)
+    assert not made.model.asked
+    assert not made.rows()
+
+
 def test_only_generated_analyses_is_told(made: Made) -> None:
     world = made.world
     (world.source / "ridge.png").write_bytes(photograph(3, "PNG"))
