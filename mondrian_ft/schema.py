@@ -526,7 +526,7 @@ class ServeConfig:
     """A folder that ``image_path`` may lead into, besides ``data.source_dir``; null is none."""
     keep_uploads: bool = False
     """Keep photographs that are uploaded without a ``job_id`` in ``upload_dir``, under the name in
-    their new row of the job database, so that linking finds them."""
+    their new row of the job database, so that linking finds them with that ``data.source_dir``."""
     state_dir: str = _path("outputs/service")
     """Folder of the service's own files: the secret of the A/B draw, its tally, the service's id,
     the votes."""

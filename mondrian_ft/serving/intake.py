@@ -21,7 +21,7 @@ import struct
 import warnings
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
@@ -46,11 +46,11 @@ HINT = "send it as the form's file `image`, or as JSON with image_path or image.
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph as it came: its bytes, its path below a served folder if it has one, and the
+    """A photograph as it came: its bytes, its path within a served folder if it has one, and the
     suffix of files of its kind."""
 
     data: bytes
-    path: Path | None = None
+    path: PurePath | None = None
     suffix: str = ".jpg"
 
 
@@ -90,11 +90,11 @@ class Folders:
         if len(name) > MOST_PATH:
             raise Refused(400, f"image_path has more than {MOST_PATH:,} characters.")
         found = None
-        for path in self._candidates(name):
-            found = found or path
+        for place in self._candidates(name):
+            found = found or place
             # Unlike Path.exists it raises nothing, whatever is wrong; reading tells that.
-            if os.path.exists(path):  # noqa: PTH110
-                found = path
+            if os.path.exists(place[0]):  # noqa: PTH110
+                found = place
                 break
         if found is None:
             raise Refused(
@@ -102,18 +102,21 @@ class Folders:
                 f"image_path {name[:200]!r} lies in no folder that photographs are read from; put "
                 "it below data.source_dir or serve.upload_dir, or send the photograph itself.",
             )
-        return Photograph(_read(found, name, most), found)
+        return Photograph(_read(found[0], name, most), found[1])
 
-    def _candidates(self, name: str) -> Iterator[Path]:
-        """What a path may mean, links followed, so that one inside cannot lead out."""
+    def _candidates(self, name: str) -> Iterator[tuple[Path, PurePath]]:
+        """What a path may mean, links followed, so that one inside cannot lead out; whole, and
+        within its folder."""
         roots = [folder.resolve() for folder in self.served]
         for start in (*roots, *([self.base] if self.base else [])):
             try:
                 path = (start / name).resolve()
             except (OSError, ValueError, RuntimeError):
                 continue
-            if any(path != root and path.is_relative_to(root) for root in roots):
-                yield path
+            for root in roots:
+                if path != root and path.is_relative_to(root):
+                    yield path, path.relative_to(root)
+                    break
 
 
 def _read(path: Path, name: str, most: int) -> bytes:
@@ -259,7 +262,7 @@ def decoded(text: str, most: int) -> bytes | None:
         raise Refused(400, "The data URL is not valid base64.") from None
 
 
-def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
+def checked(data: bytes, most: int, path: PurePath | None = None) -> Photograph:
     """A photograph whose head says that it can be read, and without harm.
 
     Only its head is looked at; whether all of it can be decoded is told by the model's process.

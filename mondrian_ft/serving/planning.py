@@ -168,7 +168,7 @@ def _markdown(body: Mapping[str, Any]) -> str:
 def file_name(asked: Asked) -> str:
     """``jobs.filename`` of a new row: never a client's own name, which may be another picture's."""
     if asked.photograph.path is not None:
-        return asked.photograph.path.name
+        return asked.photograph.path.as_posix()
     digest = hashlib.sha256(asked.photograph.data).hexdigest()
     return f"upload-{digest[:32]}{asked.photograph.suffix}"
 

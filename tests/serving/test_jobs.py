@@ -327,8 +327,9 @@ def test_linking_leaves_generated_analyses_out_unless_told(made: Made) -> None:
     """Else a model would learn from its own answers, as if a person had judged."""
     world = made.world
     world.good("person", 77)
-    (world.source / "ridge.png").write_bytes(photograph(3, "PNG"))
-    done = made.ask("POST", "/analyze", json={"image_path": "ridge.png"}).json()
+    (world.source / "2026").mkdir()
+    (world.source / "2026" / "ridge.png").write_bytes(photograph(3, "PNG"))
+    done = made.ask("POST", "/analyze", json={"image_path": "2026/ridge.png"}).json()
     result = link(world.db, world.source, world.analyses, "ansel", scratch=world.output)
     left_out = {entry["job_id"]: entry for entry in result.report["left_out"]}
     assert left_out[done["job_id"]]["reason"] == "generated"
@@ -347,14 +348,14 @@ def test_linking_leaves_generated_analyses_out_unless_told(made: Made) -> None:
 
 def test_uploads_are_kept_if_told_and_found_by_linking(tmp_path: Path) -> None:
     """Once each, under the name in their row and none of the client's."""
-    uploads = tmp_path / "mondrian" / "source" / "uploads"
+    uploads = tmp_path / "mondrian" / "source"
     made = make(tmp_path, database=True, uploads=uploads)
     made.world.good("person", 77)
     made.world.row("theirs", filename="x.jpg", status="queued")
     data = photograph(4, "PNG")
     done = [made.analyze(image=data).json() for _ in range(2)]
     made.analyze(image=photograph(5), job_id="theirs")
-    (kept,) = uploads.iterdir()
+    (kept,) = uploads.glob("upload-*")
     assert kept.read_bytes() == data
     assert kept.suffix == ".png"
     assert [made.rows()[one["job_id"]]["filename"] for one in done] == [kept.name] * 2
