@@ -182,11 +182,30 @@ def test_200_megabytes_are_refused_before_they_are_read(tmp_path: Path) -> None:
 
 
 async def all_at_once(url: str, count: int) -> list[int]:
-    """The status of each of so many requests."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        asked = [client.post("/analyze", files=FILES) for _ in range(count)]
-        return [one.status_code for one in await asyncio.gather(*asked)]
+    """The status of each of so many requests, all of whose connections are open together."""
+    body = json.dumps({"image": data_url(photograph())}).encode()
+    head = (
+        "POST /analyze HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    opened = 0
+    everybody = asyncio.Event()
+
+    async def one() -> int:
+        nonlocal opened
+        reader, writer = await asyncio.open_connection(*place_of(url))
+        opened += 1
+        if opened == count:
+            everybody.set()
+        await everybody.wait()
+        writer.write(head + body)
+        answer = await reader.read()
+        writer.close()
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])
+        return int(answer.split(b" ", 2)[1])
+
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*(one() for _ in range(count)))
 
 
 def test_five_hundred_at_once(tmp_path: Path) -> None:
