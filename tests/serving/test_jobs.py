@@ -264,7 +264,7 @@ def test_a_client_that_goes_away_while_the_row_is_taken(
 
 
 def test_the_same_job_twice_at_once(made: Made) -> None:
-    made.model.delay = 0.3
+    made.model.delay = 0.8
 
     async def go() -> list[int]:
         async with made.client() as client:
