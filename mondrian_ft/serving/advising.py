@@ -255,8 +255,8 @@ class Desk:
         if self.waiting + asks > most:
             raise Refused(
                 429,
-                f"{self.waiting} requests are waiting or under way, and no more than {most} may; "
-                "ask again later.",
+                f"{self.waiting} answers are waiting or under way, and no more than {most} may "
+                "(serve.max_queue); ask again later.",
                 Retry_After=str(self.retry_after()),
             )
 
@@ -292,8 +292,17 @@ class Desk:
             raise Refused(503, f"{error} Ask again later.", Retry_After="5") from None
         if row is None:
             return job_id or plan.id, None
-        stored = json.loads(row["llm_outputs"])["answers"]
-        return job_id, [{**body, "repeated": True} for body in stored]
+        try:
+            stored = [
+                {**body, "repeated": True} for body in json.loads(row["llm_outputs"])["answers"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise Refused(
+                409,
+                f"Job {plan.asked.job_id!r} was answered, but llm_outputs of its row no longer "
+                "holds the answer as it was written; send replace=true to ask again.",
+            ) from None
+        return job_id, stored
 
     async def _ask_all(
         self, plan: Plan, slots: Sequence[Slot], job_id: str | None, stream: bool

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,11 @@ async def _lifespan(desk: Desk) -> AsyncIterator[None]:
 async def _settle(desk: Desk) -> None:
     while True:
         await asyncio.sleep(SETTLE_SECONDS)
-        await desk.settle()
+        try:
+            await desk.settle()
+        except Exception:
+            # Told to whoever runs the service, and tried again: else nothing would be from now on.
+            traceback.print_exc()
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -261,6 +266,7 @@ def _section(body: dict[str, Any]) -> str:
 def _add_status(app: FastAPI, service: Service) -> None:
     desk = service.desk
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["Operation"], summary="Whether it answers", responses=describe.HEALTH)
     async def health() -> JSONResponse:
         now = desk.model.status()

@@ -91,6 +91,17 @@ def test_a_repeated_request_is_answered_once(made: Made) -> None:
     assert replaced.json()["raw"] != first["raw"]
 
 
+def test_an_answer_that_somebody_changed_is_not_repeated(made: Made) -> None:
+    made.analyze(job_id="job-1")
+    for outputs in (None, "{}", "no JSON", '{"answers": [7]}'):
+        with closing(sqlite3.connect(made.world.db)) as other:
+            other.execute("UPDATE jobs SET llm_outputs = ? WHERE id = 'job-1'", (outputs,))
+            other.commit()
+        answer = made.analyze(job_id="job-1")
+        assert (answer.status_code, "send replace=true" in answer.json()["error"]) == (409, True)
+    assert made.analyze(job_id="job-1", replace="true").status_code == 200
+
+
 def test_an_analysis_of_others_is_not_written_over(made: Made) -> None:
     made.world.row("old", filename="x.jpg", analysis_markdown="a person's own words")
     answer = made.analyze(job_id="old")
