@@ -51,7 +51,7 @@ def events(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def test_a_stream_comes_in_pieces_and_says_what_the_answer_says(tmp_path: Path) -> None:
     made = make(tmp_path)
-    with listening(made) as url, httpx.Client(base_url=url) as client:
+    with listening(made) as url, httpx.Client(base_url=url, timeout=30) as client:
         waited = client.post("/analyze", files=FILES, data={"mode": "fine_tuned"}).json()
         times, text = [], ""
         made.model.delay = 0.8
@@ -134,7 +134,7 @@ def test_slow_clients_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         # A request is logged once its answer has gone out, so the line may come after the answer.
         until(lambda: [line["status"] for line in made.lines] == [408])
         monkeypatch.setattr(patience, "HEAD_SECONDS", 10.0)
-        assert httpx.post(f"{url}/analyze", files=FILES).status_code == 200
+        assert httpx.post(f"{url}/analyze", files=FILES, timeout=30).status_code == 200
         until(lambda: [line["status"] for line in made.lines] == [408, 200])
 
 
@@ -166,7 +166,7 @@ def test_a_connection_that_is_kept_is_not_cut(
     """An answer may take longer than the head of a request may."""
     monkeypatch.setattr(patience, "HEAD_SECONDS", 0.6)
     made = make(tmp_path, model=FakeModel(delay=0.9))
-    with listening(made) as url, httpx.Client(base_url=url) as client:
+    with listening(made) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.post("/analyze", files=FILES).status_code == 200
         made.model.delay = 0.0
         assert client.post("/analyze", files=FILES).status_code == 200
@@ -187,7 +187,10 @@ def test_200_megabytes_are_refused_before_they_are_read(tmp_path: Path) -> None:
         head = {"content-type": "application/json"}
         # Whether a client that still sends reads why, or only that it is over, is up to it.
         with suppress(httpx.WriteError):
-            assert httpx.post(f"{url}/analyze", content=parts, headers=head).status_code == 413
+            assert (
+                httpx.post(f"{url}/analyze", content=parts, headers=head, timeout=30).status_code
+                == 413
+            )
         until(lambda: [line["status"] for line in made.lines] == [413, 413])
     assert not made.model.asked
 
@@ -229,7 +232,7 @@ def test_five_hundred_at_once(tmp_path: Path) -> None:
         assert found.count(200) == made.model.answered
         assert made.model.most <= 16
         until(lambda: made.desk.waiting == 0)
-        assert httpx.post(f"{url}/analyze", files=FILES).status_code == 200
+        assert httpx.post(f"{url}/analyze", files=FILES, timeout=30).status_code == 200
 
 
 def test_more_requests_than_may_be_under_way(tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_more_requests_than_may_be_under_way(tmp_path: Path) -> None:
             while made.app._under_way < 20:  # pyright: ignore[reportFunctionMemberAccess]
                 assert not asking.done()
                 await asyncio.sleep(0.01)
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
                 health = (await client.get("/health")).status_code
             return await asking, health
 
@@ -251,7 +254,7 @@ def test_more_requests_than_may_be_under_way(tmp_path: Path) -> None:
         assert health == 200
         assert set(found) == {200, 503}, set(found)
         assert found.count(200) >= 20
-        assert httpx.post(f"{url}/analyze", files=FILES).status_code == 200
+        assert httpx.post(f"{url}/analyze", files=FILES, timeout=30).status_code == 200
 
 
 # -- OpenAI's clients
@@ -304,7 +307,7 @@ def test_the_openai_client(tmp_path: Path) -> None:
         made.model.faults = [Fault.busy]
         with pytest.raises(openai.RateLimitError, match="It failed on purpose"):
             client.chat.completions.create(**chat("base"))
-        text = httpx.get(f"{url}/metrics").text
+        text = httpx.get(f"{url}/metrics", timeout=30).text
         assert 'mondrian_answer_seconds_count{model_used="fine_tuned"} 2.0' in text
         assert 'mondrian_failures_total{fault="busy",model_used="base"} 1.0' in text
         assert "mondrian_answers_total{" not in text, "not all of them were to be critiques"

@@ -31,6 +31,8 @@ from .made import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"image": ("a.jpg", photograph())}
+CLIENT = httpx.Client(timeout=60, headers={"Connection": "close"})
+"""Patient: other tests may keep every core busy."""
 pytestmark = pytest.mark.slow
 
 
@@ -160,10 +162,10 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
         knobs={"arms": [place]},
     ) as service:
         for n in range(3):
-            answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": f"job-{n}"})
+            answer = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"job_id": f"job-{n}"})
             assert answer.status_code == 200
             assert answer.json()["prompt_source"] == "config.system_prompt + advisors.prompt"
-        health = httpx.get(f"{service.url}/health").json()
+        health = CLIENT.get(f"{service.url}/health").json()
         assert (health["model_mode"], health["fine_tuned"]) == ("ab_test", True)
         assert service.stop(signal.SIGINT) == 0, service.err
         assert (tmp_path / "stopped").exists(), "the model's process was ended in good order"
@@ -174,9 +176,9 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
         for _, used in [statuses(world)[f"job-{n}"] for n in range(3)]
     )
     with serving(tmp_path, f"task.db_path={world.db}", *data(world)) as service:
-        answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
+        answer = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
         assert answer.json()["model_used"] == "base"
-        arms = httpx.get(f"{service.url}/ab").json()["arms"]
+        arms = CLIENT.get(f"{service.url}/ab").json()["arms"]
         assert sum(arm["answers"] for name, arm in arms.items() if name != "base") == 3
         assert arms["base"]["answers"] == 1
         (tmp_path / "stopped").unlink()
@@ -228,7 +230,7 @@ def test_advisors_without_an_adapter_are_named(world: World, tmp_path: Path) -> 
         *data(world),
         knobs={"arms": [place]},
     ) as service:
-        refused = httpx.post(f"{service.url}/analyze", files=FILES, data={"advisor": "watkins"})
+        refused = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"advisor": "watkins"})
         assert (refused.status_code, "needs an adapter" in refused.text) == (400, True)
         assert service.stop() == 0
     assert "no adapter for watkins: with model_mode=fine_tuned" in " ".join(service.err.split())
@@ -238,7 +240,7 @@ def test_a_killed_service_leaves_no_job_open(world: World, tmp_path: Path) -> No
     migration.migrate(world.db)
     argv = [f"task.db_path={world.db}", *data(world)]
     with serving(tmp_path, *argv, knobs={"delay": 60}) as service:
-        with httpx.stream(
+        with CLIENT.stream(
             "POST", f"{service.url}/analyze_stream", files=FILES, data={"job_id": "job-1"}
         ) as answer:
             assert next(answer.iter_text()).startswith("event: start")
@@ -267,7 +269,7 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 def _ignored(url: str, job: str) -> None:
     try:
-        httpx.post(f"{url}/analyze", files=FILES, data={"job_id": job}, timeout=60)
+        CLIENT.post(f"{url}/analyze", files=FILES, data={"job_id": job})
     except httpx.TransportError:
         return
 
@@ -275,9 +277,9 @@ def _ignored(url: str, job: str) -> None:
 def test_a_token_is_nowhere_on_the_disk(world: World, tmp_path: Path) -> None:
     """Neither in run.json nor in what Hydra writes, nor in a line of the log."""
     with serving(tmp_path, "serve.token=s3cret-of-mine", *data(world)) as service:
-        assert httpx.get(f"{service.url}/advisors").status_code == 401
+        assert CLIENT.get(f"{service.url}/advisors").status_code == 401
         headers = {"Authorization": "Bearer s3cret-of-mine"}
-        assert httpx.get(f"{service.url}/advisors", headers=headers).status_code == 200
+        assert CLIENT.get(f"{service.url}/advisors", headers=headers).status_code == 200
         assert service.stop() == 0
     assert "s3cret-of-mine" not in service.printed + service.err
     for path in tmp_path.rglob("*"):
@@ -290,10 +292,10 @@ def test_loading_is_told(world: World, tmp_path: Path) -> None:
     one of the environment."""
     knobs = {"state": "loading", "progress": 0.5}
     with serving(tmp_path, *data(world), knobs=knobs, MONDRIAN_FT_TOKEN="other") as service:
-        assert httpx.get(f"{service.url}/health").status_code == 202
-        assert httpx.get(f"{service.url}/advisors").status_code == 401
+        assert CLIENT.get(f"{service.url}/health").status_code == 202
+        assert CLIENT.get(f"{service.url}/advisors").status_code == 401
         headers = {"Authorization": "Bearer other"}
-        answer = httpx.post(f"{service.url}/analyze", files=FILES, headers=headers)
+        answer = CLIENT.post(f"{service.url}/analyze", files=FILES, headers=headers)
         assert (answer.status_code, "is loading" in answer.json()["error"]) == (503, True)
         assert service.stop() == 0
 
