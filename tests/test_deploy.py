@@ -6,6 +6,7 @@ import plistlib
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def commands(page: Path) -> list[list[str]]:
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     found = re.findall(r"^[^#\n]*?\bpython -m mondrian_ft\b(.*)$", text, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in found]
+    return [_before_shell(shlex.split(line, comments=True)) for line in found]
+
+
+def _before_shell(words: list[str]) -> list[str]:
+    """Without what is the shell's: where it goes on in the background, or its output elsewhere."""
+    return list(takewhile(lambda word: word not in ("&", "&&", "|", ";", ">"), words))
 
 
 @pytest.mark.parametrize(
