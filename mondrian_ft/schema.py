@@ -524,8 +524,12 @@ class ServeConfig:
 
     upload_dir: str | None = _path()
     """A folder that ``image_path`` may lead into, besides ``data.source_dir``; null is none."""
+    keep_uploads: bool = False
+    """Keep photographs that are uploaded without a ``job_id`` in ``upload_dir``, under the name in
+    their new row of the job database, so that linking finds them with that ``data.source_dir``."""
     state_dir: str = _path("outputs/service")
-    """Folder of the service's own files: the secret of the A/B draw, its id, the votes."""
+    """Folder of the service's own files: the secret of the A/B draw, its tally, the service's id,
+    the votes."""
     token: str | None = field(default=None, metadata={"secret": True})
     """Asked of every request but the page and /health; null asks for ``token_env``'s, if set."""
     token_env: str = "MONDRIAN_FT_TOKEN"
@@ -537,7 +541,8 @@ class ServeConfig:
     """Versions or channels of single advisors, before ``task.adapter``: {ansel: production}; null
     is none."""
     max_queue: int = 64
-    """Answers waiting or under way at once, 1 or more; more are told to come again."""
+    """Answers waiting or under way together, 1 or more; a request for three advisors counts as
+    three. What does not fit is refused (429)."""
     deadline: float | None = 120.0
     """Seconds after which an answer is given up and its generation stopped; null waits."""
     max_tokens: int | None = None
@@ -557,6 +562,8 @@ class ServeConfig:
             value = getattr(self, name)
             fine = value is None or (value > 0 and math.isfinite(value))
             _check(fine, f"serve.{name}", value, "above 0")
+        if self.keep_uploads and self.upload_dir is None:
+            raise ConfigError("serve.keep_uploads=true needs a folder; set serve.upload_dir.")
         # The value is not shown: it is a secret.
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise ConfigError(

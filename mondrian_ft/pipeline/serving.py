@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -63,12 +64,19 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
     _allow_connections(config.serve.max_requests)
     state = Path(config.serve.state_dir)
     secret = ab.secret_of(state)
+    started = time.time()
     with _alone(state):
         jobs = job_table(task, state)
         model = (make_model or _supervisor)(task, config, run)
-        service = build(task, config, model, secret, jobs, log=print)
+        service = build(task, config, model, secret, jobs, log=_log)
         if jobs is not None and (left := jobs.recover()):
             run.warn(f"jobs that an earlier run of the service left open have failed: {len(left)}")
+        if bare := _without_adapter(task, service):
+            run.warn(
+                f"no adapter for {', '.join(bare)}: with model_mode={task.model_mode} requests for "
+                "them are refused unless they ask for mode=base; set task.adapter, or "
+                "serve.adapters for each"
+            )
         if not local.is_loopback(task.host) and token_of(config) is None:
             run.warn(
                 f"task.host={task.host} lets everyone who reaches this machine ask; set "
@@ -76,7 +84,7 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
             )
         with suppress(KeyboardInterrupt):
             asyncio.run(_serve(task, config, run, service))
-    run.record(served=service.desk.tally.report(task.ab_test_split))
+    run.record(served=service.desk.tally.report(since=started))
 
 
 async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) -> None:
@@ -140,6 +148,7 @@ def build(
     from ..serving.app import Service
     from ..serving.front import Limits
     from ..serving.intake import Folders
+    from ..serving.tally import FILE, Tally
 
     serve = config.serve
     adapters = {advisor_id(name) or name: arm for name, arm in (serve.adapters or {}).items()}
@@ -165,8 +174,40 @@ def build(
         token=token_of(config),
     )
     folders = [Path(one) for one in (source, serve.upload_dir) if one is not None]
-    desk = Desk(model, router, people, settings, catalog=lambda: catalog(config), jobs=jobs)
-    return Service(desk, Folders(folders, Path.cwd()), Path(serve.state_dir), limits, most, log)
+    state = Path(serve.state_dir)
+    desk = Desk(
+        model,
+        router,
+        people,
+        settings,
+        catalog=lambda: catalog(config),
+        jobs=jobs,
+        tally=Tally(state / FILE, task.ab_test_split),
+        uploads=_uploads(task, config),
+    )
+    return Service(desk, Folders(folders, Path.cwd()), state, limits, most, log)
+
+
+def _uploads(task: tasks.Serve, config: Config) -> Path | None:
+    """Where uploaded photographs are kept.
+
+    Raises:
+        ConfigError: they are to be kept without a row that names them.
+    """
+    serve = config.serve
+    if not serve.keep_uploads or serve.upload_dir is None:
+        return None
+    if task.db_path is None:
+        raise ConfigError(
+            "serve.keep_uploads=true keeps photographs for the rows of a job database, and there "
+            "is none; set task.db_path."
+        )
+    return Path(serve.upload_dir)
+
+
+def _log(line: str) -> None:
+    """At once: a pipe or a file would else get the lines of an hour ago."""
+    print(line, flush=True)
 
 
 def _data(task: tasks.Serve, config: Config) -> tuple[Path | None, Path | None]:
@@ -256,8 +297,18 @@ def check_adapter(name: str, config: Config) -> None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise AdapterError(
             f"The adapter {name} cannot be served: there is no adapter_model.safetensors in "
-            f"{folder}; set task.adapter to an adapter directory, or to a version or channel."
+            f"{folder}; name a version or channel of registry.name="
+            f"{versioning.registry_name(config)}, or an adapter directory, such as "
+            f"{config.registry.root}/<another name>/v1."
         )
+
+
+def _without_adapter(task: tasks.Serve, service: Service) -> list[str]:
+    """The advisors for whom a service that is to be tuned has only the base."""
+    if task.model_mode == "base":
+        return []
+    router = service.desk.router
+    return [name for name in service.desk.personas if router.tuned(name) is None]
 
 
 def arms_of(task: tasks.Serve, config: Config) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which model answers a request: the modes, the keyed draw of an A/B test, and its tally.
+"""Which model answers a request: the modes, and the keyed draw of an A/B test.
 
 The draw is a keyed hash (BLAKE2b, RFC 7693) of who asks. With the secret kept in the service's
 folder it is the same after a restart, and nobody who only chooses ids can choose an arm.
@@ -7,25 +7,15 @@ folder it is the same after a restart, and nobody who only chooses ids can choos
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import secrets
-import statistics
-import threading
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from ..errors import ServerError, nearest
 from .protocol import BASE
-
-KEPT = 10_000
-"""Latencies kept of each arm, the newest."""
-CONFIDENCE = 0.95
 
 
 class Mode(StrEnum):
@@ -166,101 +156,3 @@ def secret_of(folder: Path) -> bytes:
             "with; put it back from a backup, or remove it: then arms are drawn anew."
         )
     return secret
-
-
-@dataclass
-class _Arm:
-    """What one arm did; ``seconds`` are those of the newest answers."""
-
-    answers: int = 0
-    parsed: int = 0
-    failed: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-
-
-class Tally:
-    """Answers counted by ``model_used`` since the service started; safe with threads."""
-
-    def __init__(self) -> None:
-        self.since = time.time()
-        self._lock = threading.Lock()
-        self._arms: dict[str, _Arm] = {}
-
-    def answered(self, used: str, seconds: float, parsed: bool) -> None:
-        """One answer came, and was a critique or not."""
-        with self._lock:
-            arm = self._arms.setdefault(used, _Arm())
-            arm.answers += 1
-            arm.parsed += parsed
-            arm.seconds.append(seconds)
-
-    def failed(self, used: str) -> None:
-        """No answer came."""
-        with self._lock:
-            self._arms.setdefault(used, _Arm()).failed += 1
-
-    def report(self, split: float) -> dict[str, Any]:
-        """Counts, latencies and parse rates by arm, with 95 % intervals.
-
-        Shares are with Wilson's interval (1927), means with Student's; ``share_tuned`` says what
-        part of the test went to the tuned model, and whether that fits ``split``: ``p`` is that of
-        an exact binomial test.
-        """
-        from scipy.stats import binomtest
-
-        with self._lock:
-            arms = {
-                used: (arm.answers, arm.parsed, arm.failed, list(arm.seconds))
-                for used, arm in sorted(self._arms.items())
-            }
-        tested = {used: arm[0] + arm[2] for used, arm in arms.items()}
-        tuned, base = tested.get("ab_test_fine_tuned", 0), tested.get("ab_test_base", 0)
-        share = None
-        if tuned + base:
-            p = float(binomtest(tuned, tuned + base, split).pvalue)
-            share = {**_share(tuned, tuned + base), "split": split, "p": p}
-        return {
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since)),
-            "arms": {
-                used: {
-                    "answers": answers,
-                    "failed": failed,
-                    "parse_rate": _share(parsed, answers) if answers else None,
-                    "seconds": _seconds(seconds) if seconds else None,
-                }
-                for used, (answers, parsed, failed, seconds) in arms.items()
-            },
-            "share_tuned": share,
-        }
-
-
-def _share(count: int, of: int) -> dict[str, Any]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
-    return {
-        "count": count,
-        "of": of,
-        "share": count / of,
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
-
-
-def _seconds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean with its interval (None for one value alone), median and 95th percentile, nearest."""
-    ordered, n = sorted(values), len(values)
-    mean, low, high = statistics.fmean(ordered), None, None
-    if n > 1:
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(ordered) / math.sqrt(n)
-        low, high = mean - half, mean + half
-    return {
-        "n": n,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "median": statistics.median(ordered),
-        "p95": ordered[math.ceil(0.95 * n) - 1],
-    }

@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..data.store import advisor_id
 from ..errors import ServerError, nearest
 from . import planning
-from .ab import Choice, Mode, Router, Tally, UnknownMode, mode_of
+from .ab import Choice, Mode, Router, UnknownMode, mode_of
 from .intake import Asked
 from .jobs import FAILED, JobRefused, JobTable, Locked, Outcome
 from .measuring import Meters
 from .pages import Refused
 from .planning import Persona, Plan, Slot
 from .protocol import BASE, Answer, Ask, Failure, Fault, Model, Piece, State
+from .tally import Tally
 
 STATUS = {
     Fault.picture: 400,
@@ -78,6 +81,8 @@ class Desk:
         catalog: the versions and channels a request may name; read each time, in a thread.
         jobs: the job database; None writes none.
         meters: what is counted for Prometheus.
+        tally: what is counted of each arm; None keeps it in memory.
+        uploads: where uploaded photographs of new rows are kept; None keeps none.
     """
 
     def __init__(
@@ -90,13 +95,16 @@ class Desk:
         catalog: Callable[[], Sequence[str]] = tuple,
         jobs: JobTable | None = None,
         meters: Meters | None = None,
+        tally: Tally | None = None,
+        uploads: Path | None = None,
     ) -> None:
         self.model, self.router, self.personas = model, router, dict(personas)
         self.settings, self.catalog, self.jobs = settings, catalog, jobs
         self.meters = meters or Meters()
-        self.tally = Tally()
+        self.tally = tally or Tally(None, router.split)
+        self.uploads = uploads
         self.waiting = 0
-        self._seconds = 1.0
+        self._seconds: float | None = None
         self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._aside: set[asyncio.Task[Any]] = set()
 
@@ -247,20 +255,27 @@ class Desk:
         if self.waiting + asks > most:
             raise Refused(
                 429,
-                f"{self.waiting} requests are waiting or under way, and no more than {most} may; "
-                "ask again later.",
+                f"{self.waiting} answers are waiting or under way, and no more than {most} may "
+                "(serve.max_queue); ask again later.",
                 Retry_After=str(self.retry_after()),
             )
 
     def retry_after(self) -> int:
-        """Seconds after which room is to be expected, 1 to 60."""
-        return max(1, min(60, round(self._seconds)))
+        """Seconds for which one who is told to come again should wait, 1 to 60.
+
+        As long as answers take of late, waiting included: by then as many as wait now have been
+        answered (Little's law), so that there is room, and not everyone is back at once.
+        """
+        return 2 if self._seconds is None else max(1, min(60, math.ceil(self._seconds)))
 
     async def _take(self, plan: Plan) -> tuple[str | None, list[dict[str, Any]] | None]:
         """The job's id, and its answers if it was answered before."""
         if self.jobs is None:
             return plan.asked.job_id, None
         job_id = plan.asked.job_id
+        if self.uploads is not None and job_id is None:
+            # Before its row, which would else name a photograph that is nowhere.
+            await asyncio.to_thread(planning.keep_upload, plan.asked, self.uploads)
         try:
             row = await asyncio.to_thread(
                 self.jobs.take,
@@ -277,8 +292,17 @@ class Desk:
             raise Refused(503, f"{error} Ask again later.", Retry_After="5") from None
         if row is None:
             return job_id or plan.id, None
-        stored = json.loads(row["llm_outputs"])["answers"]
-        return job_id, [{**body, "repeated": True} for body in stored]
+        try:
+            stored = [
+                {**body, "repeated": True} for body in json.loads(row["llm_outputs"])["answers"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise Refused(
+                409,
+                f"Job {plan.asked.job_id!r} was answered, but llm_outputs of its row no longer "
+                "holds the answer as it was written; send replace=true to ask again.",
+            ) from None
+        return job_id, stored
 
     async def _ask_all(
         self, plan: Plan, slots: Sequence[Slot], job_id: str | None, stream: bool
@@ -321,7 +345,7 @@ class Desk:
         )
         started = time.perf_counter()
         end: Answer | Failure | None = None
-        async with aclosing(self.ask(ask)) as coming:
+        async with aclosing(self.ask(ask, choice.used)) as coming:
             async for event in coming:
                 if isinstance(event, Piece):
                     tell(("piece", {"advisor": persona.id, "text": event.text}))
@@ -343,15 +367,13 @@ class Desk:
             slot.body["parse_success"] = False
             if end.fault not in (Fault.cancelled, Fault.busy, Fault.picture):
                 self.tally.failed(choice.used)
-            self.meters.failed(choice.used, end.fault)
             tell(("error", {**slot.body, "status": slot.status}))
             return
         slot.body = {**head, **planning.told(end, persona, seconds)}
         parsed = slot.body["parse_success"]
         slot.status = 200 if parsed else 422
-        self._seconds += 0.2 * (seconds - self._seconds)
-        self.tally.answered(choice.used, seconds, parsed)
-        self.meters.answered(choice.used, end, seconds, parsed)
+        self.tally.answered(choice.used, seconds, parsed, end.identity.hash)
+        self.meters.answered(choice.used, parsed)
         self._remember(slot.body, plan)
         tell(("answer", slot.body) if parsed else ("error", {**slot.body, "status": 422}))
 
@@ -360,8 +382,22 @@ class Desk:
             return 400
         return STATUS[failure.fault]
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[Piece | Answer | Failure, None]:
-        """The model's events, ended by a failure if it says nothing for too long."""
+    async def ask(self, ask: Ask, used: str) -> AsyncGenerator[Piece | Answer | Failure, None]:
+        """The model's events, ended by a failure if it says nothing for too long; measured, as
+        ``used``'s."""
+        started = time.perf_counter()
+        async with aclosing(self._events_of(ask)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    seconds = time.perf_counter() - started
+                    before = seconds if self._seconds is None else self._seconds
+                    self._seconds = before + 0.2 * (seconds - before)
+                    self.meters.generated(used, event, seconds)
+                elif isinstance(event, Failure):
+                    self.meters.failed(used, event.fault)
+                yield event
+
+    async def _events_of(self, ask: Ask) -> AsyncGenerator[Piece | Answer | Failure, None]:
         limit = None if ask.deadline is None else ask.deadline + GRACE
         over = None if limit is None else asyncio.get_running_loop().time() + limit
         stream = self.model.ask(ask)
@@ -426,7 +462,9 @@ class Desk:
             return  # It is kept, and `settle` tries again.
 
     async def settle(self) -> None:
-        """Write what the database could not take before."""
+        """Write what the database could not take before, and what was counted."""
+        with suppress(ServerError):  # It is kept, and /ab tells.
+            await asyncio.to_thread(self.tally.flush)
         if self.jobs is not None and self.jobs.unsettled:
             try:
                 await asyncio.to_thread(self.jobs.settle)

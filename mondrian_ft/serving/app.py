@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -114,7 +116,11 @@ async def _lifespan(desk: Desk) -> AsyncIterator[None]:
 async def _settle(desk: Desk) -> None:
     while True:
         await asyncio.sleep(SETTLE_SECONDS)
-        await desk.settle()
+        try:
+            await desk.settle()
+        except Exception:
+            # Told to whoever runs the service, and tried again: else nothing would be from now on.
+            traceback.print_exc()
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -260,6 +266,7 @@ def _section(body: dict[str, Any]) -> str:
 def _add_status(app: FastAPI, service: Service) -> None:
     desk = service.desk
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["Operation"], summary="Whether it answers", responses=describe.HEALTH)
     async def health() -> JSONResponse:
         now = desk.model.status()
@@ -312,8 +319,12 @@ def _add_status(app: FastAPI, service: Service) -> None:
         )
 
     @app.get("/ab", tags=["Operation"], summary="Answers by arm, with 95 % intervals")
-    async def ab() -> JSONResponse:
-        report = await asyncio.to_thread(desk.tally.report, desk.router.split)
+    async def ab(
+        since: Annotated[
+            str | None, Query(description="ISO time; answers before it are left out.")
+        ] = None,
+    ) -> JSONResponse:
+        report = await asyncio.to_thread(desk.tally.report, _time(since))
         report |= {"model_mode": str(desk.router.mode), "database": None}
         if desk.jobs is not None:
             try:
@@ -327,6 +338,23 @@ def _add_status(app: FastAPI, service: Service) -> None:
         unsettled = desk.jobs.unsettled if desk.jobs else 0
         text = desk.meters.page(desk.model.status, desk.waiting, unsettled)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _time(text: str | None) -> float | None:
+    """Seconds since 1970 of an ISO time, UTC where it names no zone.
+
+    Raises:
+        Refused: it is none (400).
+    """
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise Refused(
+            400, f"since is {text[:80]!r}; it should be a time such as 2026-01-31T12:00:00Z."
+        ) from None
 
 
 def _add_page(app: FastAPI, service: Service) -> None:

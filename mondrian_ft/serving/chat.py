@@ -31,6 +31,19 @@ MOST_PROMPT = 200_000
 MOST_TOKENS = 1_000_000
 MOST_MESSAGES = 100
 TEMPERATURE = 2.0
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "tools": (None, []),
+    "functions": (None, []),
+    "stop": (None, []),
+    "top_p": (None, 1),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+}
+"""What an answer would need that is not made here, with the values that ask for nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +74,22 @@ def read(body: dict[str, Any], most: int) -> Wanted:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise Refused(400, "model is missing; it is base, or a version or channel of /v1/models.")
-    if body.get("n") not in (None, 1):
-        raise Refused(400, "n is more than 1; one answer is given at a time.")
-    if body.get("tools"):
-        raise Refused(400, "tools are not supported; leave them out.")
+    for name, plain in PLAIN.items():
+        if body.get(name) not in plain:
+            # Left out of account in silence, the answer would not be what was asked for.
+            raise Refused(
+                400, f"{name} is not supported; leave it out, or send {json.dumps(plain[1])}."
+            )
     prompt, image = _messages(body.get("messages"), most)
-    tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     options = body.get("stream_options")
     return Wanted(
         model=model,
         prompt=prompt,
         image=image,
         max_tokens=None
-        if tokens is None
-        else int(_number(body, "max_tokens", tokens, 1, MOST_TOKENS, whole=True)),
+        if body.get(limit) is None
+        else int(_number(body, limit, 1, 1, MOST_TOKENS, whole=True)),
         temperature=_number(body, "temperature", 0.0, 0, TEMPERATURE),
         seed=int(_number(body, "seed", 0, 0, 2**31 - 1, whole=True)),
         constrained=_constrained(body.get("response_format")),
@@ -189,11 +204,11 @@ def add_routes(app: FastAPI, desk: Desk, most: int) -> None:
         ask = _ask(wanted, choice, desk)
         request.scope["noted"].update(arm=choice.arm)
         if wanted.stream:
-            events = _stream(desk, ask, wanted, request.scope["noted"])
+            events = _stream(desk, ask, choice.used, wanted, request.scope["noted"])
             return EventStream(await anext(events), events)
         desk.enter(1)
         try:
-            end = await unless_gone(request, _whole(desk, ask))
+            end = await unless_gone(request, _whole(desk, ask, choice.used))
         finally:
             desk.leave(1)
         if end is None:
@@ -230,8 +245,8 @@ def _ask(wanted: Wanted, choice: Choice, desk: Desk) -> Ask:
     )
 
 
-async def _whole(desk: Desk, ask: Ask) -> Answer | Failure:
-    async with aclosing(desk.ask(ask)) as coming:
+async def _whole(desk: Desk, ask: Ask, used: str) -> Answer | Failure:
+    async with aclosing(desk.ask(ask, used)) as coming:
         async for event in coming:
             if not isinstance(event, Piece):
                 return event
@@ -239,7 +254,7 @@ async def _whole(desk: Desk, ask: Ask) -> Answer | Failure:
 
 
 async def _stream(
-    desk: Desk, ask: Ask, wanted: Wanted, noted: dict[str, Any]
+    desk: Desk, ask: Ask, used: str, wanted: Wanted, noted: dict[str, Any]
 ) -> AsyncGenerator[str, None]:
     """Chunks as the API sends them, ended by ``[DONE]``."""
     made = int(time.time())
@@ -256,7 +271,7 @@ async def _stream(
     try:
         yield chunk(delta({"role": "assistant", "content": ""}))
         sent = ""
-        async with aclosing(desk.ask(ask)) as coming:
+        async with aclosing(desk.ask(ask, used)) as coming:
             async for event in coming:
                 if isinstance(event, Piece):
                     sent += event.text

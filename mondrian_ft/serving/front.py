@@ -25,10 +25,14 @@ OPEN = ("/", "/health")
 """Routes that need no token: the page itself, which asks for it, and the balancer's question."""
 OURS = {"Referrer-Policy": "same-origin"}
 """Without a referrer, browsers send forms from the page itself with ``Origin: null``."""
+WATCHED = ("/health", "/metrics", "/model-status")
+"""Routes that answer however many others are under way: a service at its limit is no dead one."""
 MOST_IN_MEMORY = 512_000_000
 """Bytes of all bodies under way together."""
 RESERVED = 64_000
 """Counted for a body that does not say how long it is, until it has sent more."""
+UNREAD_SECONDS = 30.0
+"""In which a client must take in what it is sent; one that does not would keep its place."""
 DRAINED, DRAIN_SECONDS = 4_000_000, 1.0
 """Of a refused request's body: bytes, and time. A connection that is closed on a client that still
 sends is reset, and the client never reads why it was refused."""
@@ -99,11 +103,16 @@ class Front:
                 added = {**HEADERS, **OURS, "X-Request-Id": request_id}
                 plain = [(n.lower().encode(), v.encode()) for n, v in added.items()]
                 message = {**message, "headers": [*message.get("headers", []), *plain]}
-            await send(message)
+            try:
+                async with asyncio.timeout(UNREAD_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise _Unread from None
 
         try:
             try:
                 self._admit(scope, headers)
+                body.count()
                 await self._app(scope, body.receive, send_noted)
             except Refused as gone:
                 noted["refused"] = str(gone)
@@ -113,6 +122,8 @@ class Front:
         except asyncio.CancelledError:
             noted["refused"] = "cancelled"
             raise
+        except _Unread:
+            noted["refused"] = f"the client took in nothing for {UNREAD_SECONDS:g} seconds"
         except Exception:
             # For whoever runs the service, never for whoever asked.
             noted["error"] = traceback.format_exc()
@@ -139,7 +150,9 @@ class Front:
                 "ms": round(seconds * 1000, 1),
                 **noted,
             }
-            self._log(json.dumps(line, ensure_ascii=False))
+            with suppress(OSError):
+                # On a full disk the answer counts, which has gone out.
+                self._log(json.dumps(line, ensure_ascii=False))
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
         """Raises `Refused` if the request is not to be answered at all."""
@@ -168,7 +181,7 @@ class Front:
                     "This service asks for a token; send it as Authorization: Bearer <token>.",
                     WWW_Authenticate="Bearer",
                 )
-        if self._under_way > limits.requests:
+        if self._under_way > limits.requests and scope["path"] not in WATCHED:
             raise Refused(
                 503,
                 f"More than {limits.requests} requests are under way; ask again later.",
@@ -176,22 +189,39 @@ class Front:
             )
         if _length(headers) > limits.body:
             raise _too_long(limits.body)
-        if self._held + _length(headers) > MOST_IN_MEMORY:
+        self._check_memory(_length(headers))
+
+    def _check_memory(self, more: int) -> None:
+        if self._held + more > MOST_IN_MEMORY:
             raise Refused(
-                503, "Too many photographs are on their way; send it again.", Retry_After="1"
+                503,
+                "Too many photographs are on their way; send it again.",
+                Retry_After="1",
+                Connection="close",
             )
+
+
+class _Unread(Exception):
+    """The client takes in nothing of its answer."""
 
 
 class _Body:
     """A request's body as it comes in: counted, and given up when it is too long or too slow."""
 
     def __init__(self, front: Front, receive: Receive, announced: int) -> None:
-        self._front, self._receive = front, receive
-        self._announced = self._held = announced
+        self._front, self._receive, self._announced = front, receive, announced
+        self._held = 0
         self._got = 0
         self._whole = False
         self._until = time.monotonic() + front._limits.seconds
-        front._held += announced
+
+    def count(self) -> None:
+        """Keep room for what an admitted request's head says will come."""
+        self._hold(self._announced)
+
+    def _hold(self, more: int) -> None:
+        self._front._held += more
+        self._held += more
 
     async def receive(self) -> MutableMapping[str, Any]:
         if self._whole:
@@ -211,9 +241,9 @@ class _Body:
             self._got += len(message.get("body", b""))
             if self._got > self._front._limits.body:
                 raise _too_long(self._front._limits.body)
-            if self._got > self._held:
-                self._front._held += self._got - self._held
-                self._held = self._got
+            if (more := self._got - self._held) > 0:
+                self._front._check_memory(more)
+                self._hold(more)
             self._whole = not message.get("more_body", False)
         return message
 

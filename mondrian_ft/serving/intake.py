@@ -8,17 +8,20 @@ followed, into a folder that is served from.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import difflib
 import io
 import json
+import os
 import re
 import stat
 import struct
 import warnings
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
@@ -31,18 +34,24 @@ from .pages import Refused
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 """What is read: what cameras, phones and browsers write (a phone's MPO is a JPEG to Pillow). The
 readers of other formats are little used and little looked at, so no upload reaches them."""
+SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
+"""Of files; all else is a JPEG."""
 TEXTS = ("advisor", "job_id", "mode", "version", "user", "response_format", "replace")
 MOST_TEXT = 200
 """Characters of a field that is no photograph."""
+MOST_PATH = 4_096
+"""Characters of a path; Linux takes no more, and macOS a quarter of them."""
 HINT = "send it as the form's file `image`, or as JSON with image_path or image."
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph as it came: its bytes, and its path below a served folder if it has one."""
+    """A photograph as it came: its bytes, its path within a served folder if it has one, and the
+    suffix of files of its kind."""
 
     data: bytes
-    path: Path | None = None
+    path: PurePath | None = None
+    suffix: str = ".jpg"
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,14 @@ class Folders:
         """
         if not name.strip() or "\0" in name:
             raise Refused(400, f"image_path is {name[:80]!r}, which is no path.")
+        if len(name) > MOST_PATH:
+            raise Refused(400, f"image_path has more than {MOST_PATH:,} characters.")
         found = None
-        for path in self._candidates(name):
-            found = found or path
-            if path.exists():
-                found = path
+        for place in self._candidates(name):
+            found = found or place
+            # Unlike Path.exists it raises nothing, whatever is wrong; reading tells that.
+            if os.path.exists(place[0]):  # noqa: PTH110
+                found = place
                 break
         if found is None:
             raise Refused(
@@ -90,18 +102,21 @@ class Folders:
                 f"image_path {name[:200]!r} lies in no folder that photographs are read from; put "
                 "it below data.source_dir or serve.upload_dir, or send the photograph itself.",
             )
-        return Photograph(_read(found, name, most), found)
+        return Photograph(_read(found[0], name, most), found[1])
 
-    def _candidates(self, name: str) -> Iterator[Path]:
-        """What a path may mean, links followed, so that one inside cannot lead out."""
+    def _candidates(self, name: str) -> Iterator[tuple[Path, PurePath]]:
+        """What a path may mean, links followed, so that one inside cannot lead out; whole, and
+        within its folder."""
         roots = [folder.resolve() for folder in self.served]
         for start in (*roots, *([self.base] if self.base else [])):
             try:
                 path = (start / name).resolve()
             except (OSError, ValueError, RuntimeError):
                 continue
-            if any(path != root and path.is_relative_to(root) for root in roots):
-                yield path
+            for root in roots:
+                if path != root and path.is_relative_to(root):
+                    yield path, path.relative_to(root)
+                    break
 
 
 def _read(path: Path, name: str, most: int) -> bytes:
@@ -138,7 +153,7 @@ async def read_request(request: Request, folders: Folders, most: int) -> Asked:
         return await _form(request, most)
     if kind == "application/json":
         fields = await read_json(request)
-        return _asked(fields, _json_photograph(fields, folders, most))
+        return _asked(fields, await _json_photograph(fields, folders, most))
     raise Refused(415, f"The content type {kind[:80]!r} is not read; {HINT}")
 
 
@@ -153,7 +168,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise Refused(400, "The body is not JSON; see /openapi.json for examples.") from None
     if not isinstance(value, dict):
-        raise Refused(400, f"The body is a JSON {_kind(value)}; it should be an object.")
+        raise Refused(400, f"The body is a {_kind(value)}; it should be an object.")
     return value
 
 
@@ -167,11 +182,16 @@ async def _form(request: Request, most: int) -> Asked:
     except (ValueError, KeyError, LookupError):
         raise Refused(400, "The form cannot be read; its parts are malformed.") from None
     try:
-        files = [form[name] for name in ("image", "file") if name in form]
+        files = [one for name in ("image", "file") for one in form.getlist(name)]
         if not files or not isinstance(files[0], UploadFile):
             raise Refused(400, f"There is no photograph in the form; {HINT}")
+        if len(files) > 1:
+            raise Refused(400, f"The form holds {len(files)} photographs; send one.")
         data = await files[0].read()
-        fields = {name: form[name] for name in TEXTS if name in form}
+        fields = {name: form[name] for name in form if name not in ("image", "file")}
+        for name in fields:
+            if len(form.getlist(name)) > 1:
+                raise Refused(400, f"The form's field {name[:80]!r} is there twice; send it once.")
         return _asked(fields, checked(data, most))
     finally:
         await form.close()
@@ -191,22 +211,30 @@ class _InMemory(MultiPartParser):
         super().__init__(headers, stream, max_files=max_files, max_fields=max_fields)
 
 
-def _json_photograph(fields: Mapping[str, Any], folders: Folders, most: int) -> Photograph:
-    for name in ("image_path", "image"):
-        value = fields.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise Refused(400, f"{name} is a JSON {_kind(value)}; it should be a text.")
-        if name == "image" and (data := decoded(value, most)) is not None:
+async def _json_photograph(fields: Mapping[str, Any], folders: Folders, most: int) -> Photograph:
+    named = [name for name in ("image_path", "image") if fields.get(name) is not None]
+    if not named:
+        raise Refused(400, f"There is no photograph in the request; {HINT}")
+    if len(named) > 1:
+        raise Refused(400, "The request holds both image_path and image; send one photograph.")
+    (name,) = named
+    value = fields[name]
+    if not isinstance(value, str):
+        raise Refused(400, f"{name} is a {_kind(value)}; it should be a text.")
+    if name == "image":
+        if (data := decoded(value, most)) is not None:
             return checked(data, most)
-        found = folders.read(value, most)
-        return checked(found.data, most, found.path)
-    raise Refused(400, f"There is no photograph in the request; {HINT}")
+        if len(value) > MOST_PATH:
+            # Nothing of it is repeated: it is a photograph, if a broken one.
+            raise Refused(400, "image is not valid base64, and too long for a path.")
+    # A disk may be slow, or in another machine; others are answered meanwhile.
+    found = await asyncio.to_thread(folders.read, value, most)
+    return checked(found.data, most, found.path)
 
 
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,80}(?:;[\w.=+-]{0,80}){0,4}?;base64,", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+# Possessive: nothing is tried twice, or a long run of spaces would take hours.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}+\s*+")
 SHORTEST = 100
 """Characters of base64 at least: no photograph has fewer bytes, and names are shorter."""
 
@@ -234,7 +262,7 @@ def decoded(text: str, most: int) -> bytes | None:
         raise Refused(400, "The data URL is not valid base64.") from None
 
 
-def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
+def checked(data: bytes, most: int, path: PurePath | None = None) -> Photograph:
     """A photograph whose head says that it can be read, and without harm.
 
     Only its head is looked at; whether all of it can be decoded is told by the model's process.
@@ -246,7 +274,7 @@ def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
         raise Refused(400, f"The photograph is empty (0 bytes); {HINT}")
     if len(data) > most:
         raise Refused(413, f"The photograph has more than {most:,} bytes; send a smaller one.")
-    width, height = _size(data)
+    width, height, kind = _head(data)
     if width * height > MAX_FILE_PIXELS:
         raise Refused(
             400,
@@ -264,10 +292,11 @@ def checked(data: bytes, most: int, path: Path | None = None) -> Photograph:
             f"The photograph has {width}×{height} pixels, a strip longer than {MAX_ASPECT:.0f}:1; "
             "crop it.",
         )
-    return Photograph(data, path)
+    return Photograph(data, path, SUFFIXES.get(kind, ".jpg"))
 
 
-def _size(data: bytes) -> tuple[int, int]:
+def _head(data: bytes) -> tuple[int, int, str]:
+    """Width, height and format."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -275,7 +304,7 @@ def _size(data: bytes) -> tuple[int, int]:
             # Our own limit is lower than Pillow's error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return image.size
+                return *image.size, image.format or ""
     except UnidentifiedImageError:
         raise Refused(
             400, f"The photograph is no picture of a kind that is read ({', '.join(FORMATS)})."
@@ -289,11 +318,27 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _asked(fields: Mapping[str, Any], photograph: Photograph) -> Asked:
+    _check_names(fields)
     texts = {name: text_field(fields, name) for name in TEXTS if name != "replace"}
     form = texts.pop("response_format") or "json"
     if form not in ("json", "html"):
         raise Refused(400, f"response_format is {form[:80]!r}; it is json or html.")
     return Asked(photograph, response_format=form, replace=_flag(fields.get("replace")), **texts)  # pyright: ignore[reportArgumentType]
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    """A misspelt name is refused, because its default would answer in its place. Other names are
+    let pass: older clients send fields that this service has no use for.
+
+    Raises:
+        Refused: a name is almost one of ours (400).
+    """
+    known = [*TEXTS, "image", "file", "image_path"]
+    for name in fields:
+        if name in known:
+            continue
+        if meant := difflib.get_close_matches(name[:80].lower(), known, n=1, cutoff=0.8):
+            raise Refused(400, f"There is no field {name[:80]!r}; did you mean {meant[0]}?")
 
 
 def text_field(fields: Mapping[str, Any], name: str) -> str | None:
@@ -306,7 +351,7 @@ def text_field(fields: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise Refused(400, f"{name} is a JSON {_kind(value)}; it should be a text.")
+        raise Refused(400, f"{name} is a {_kind(value)}; it should be a text.")
     if len(value) > MOST_TEXT:
         raise Refused(400, f"{name} has more than {MOST_TEXT} characters.")
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):
@@ -327,7 +372,7 @@ def _no_constant(name: str) -> float:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
+    if isinstance(value, UploadFile):
+        return "file"
     kinds = {dict: "object", list: "list", str: "text", bool: "true or false"}
-    return kinds.get(type(value), "number")
+    return "JSON " + ("null" if value is None else kinds.get(type(value), "number"))

@@ -24,7 +24,7 @@ class Meters:
         )
         self._answers = Counter(
             "mondrian_answers",
-            "Answers by model_used, and whether they were critiques.",
+            "Answers of /analyze by model_used, and whether they were critiques.",
             ["model_used", "parsed"],
             **own,
         )
@@ -60,8 +60,11 @@ class Meters:
     def requested(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
 
-    def answered(self, used: str, answer: Answer, seconds: float, parsed: bool) -> None:
+    def answered(self, used: str, parsed: bool) -> None:
         self._answers.labels(used, str(parsed).lower()).inc()
+
+    def generated(self, used: str, answer: Answer, seconds: float) -> None:
+        """Any answer, also one that need not be a critique."""
         self._seconds.labels(used).observe(seconds)
         if (first := answer.seconds.get("first_token")) is not None:
             self._first.labels(used).observe(first)

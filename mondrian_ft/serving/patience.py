@@ -59,7 +59,7 @@ class Patient(H11Protocol):
             transport.close()
 
 
-GRACE_SECONDS = 10
+GRACE_SECONDS = 30
 """In which the answers under way may end once the service is asked to stop."""
 
 

@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..data.critique import CritiqueError, parse_analysis, render
 from ..data.prompt import fingerprint
+from ..files import atomic_write_bytes
 from .ab import Choice, Mode
 from .intake import Asked
 from .jobs import DONE, FAILED, Outcome
@@ -166,5 +168,17 @@ def _markdown(body: Mapping[str, Any]) -> str:
 def file_name(asked: Asked) -> str:
     """``jobs.filename`` of a new row: never a client's own name, which may be another picture's."""
     if asked.photograph.path is not None:
-        return asked.photograph.path.name
-    return f"upload-{hashlib.sha256(asked.photograph.data).hexdigest()[:16]}"
+        return asked.photograph.path.as_posix()
+    digest = hashlib.sha256(asked.photograph.data).hexdigest()
+    return f"upload-{digest[:32]}{asked.photograph.suffix}"
+
+
+def keep_upload(asked: Asked, folder: Path) -> None:
+    """Write an uploaded photograph under the name that its row gets, once however often it comes.
+
+    Raises:
+        MondrianError: it cannot be written.
+    """
+    path = folder / file_name(asked)
+    if asked.photograph.path is None and not path.exists():
+        atomic_write_bytes(path, asked.photograph.data)

@@ -134,6 +134,7 @@ def make(folder: Path, **changes: Any) -> Made:
         settings,
         catalog=lambda: ["candidate", "production", "v1", "v2"],
         jobs=jobs,
+        uploads=changes.pop("uploads", None),
     )
     service = Service(
         desk,

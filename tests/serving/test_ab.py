@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
 
 from mondrian_ft.errors import ServerError
-from mondrian_ft.serving.ab import Choice, Mode, Router, Tally, UnknownMode, mode_of, secret_of
+from mondrian_ft.serving.ab import Choice, Mode, Router, UnknownMode, mode_of, secret_of
+from mondrian_ft.serving.tally import FILE, Tally
 
 N = 20_000
 
@@ -78,12 +82,12 @@ def test_the_secret_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_tally() -> None:
-    tally = Tally()
+    tally = Tally(None, 0.5)
     for seconds in (1.0, 2.0, 3.0):
         tally.answered("ab_test_base", seconds, parsed=seconds < 3)
     tally.answered("ab_test_fine_tuned", 5.0, parsed=True)
     tally.failed("ab_test_fine_tuned")
-    report = tally.report(0.5)
+    report = tally.report()
     base = report["arms"]["ab_test_base"]
     assert base["parse_rate"]["share"] == pytest.approx(2 / 3)
     # Wilson's interval for 2 of 3, as in any table of it.
@@ -95,4 +99,44 @@ def test_the_tally() -> None:
     assert report["arms"]["ab_test_fine_tuned"]["seconds"]["low"] is None
     assert report["share_tuned"]["count"] == 2
     assert report["share_tuned"]["of"] == 5
-    assert Tally().report(0.5) | {"since": ""} == {"since": "", "arms": {}, "share_tuned": None}
+    nothing = Tally(None, 0.5).report() | {"since": ""}
+    assert nothing == {"since": "", "arms": {}, "share_tuned": None}
+
+
+def test_the_tally_outlives_a_restart(tmp_path: Path) -> None:
+    """Each arm says which adapters answered, a changed split starts the share's test anew, and
+    what was before a time can be left out."""
+    path = tmp_path / FILE
+    first = Tally(path, 0.5)
+    for n in range(8):
+        first.answered("ab_test_fine_tuned", 1.0, True, "a" * 64)
+        first.answered("ab_test_base", 2.0, n > 3)
+    first.flush()
+    again = Tally(path, 0.5)
+    again.answered("ab_test_fine_tuned", 3.0, True, "b" * 64)
+    again.failed("ab_test_base")
+    arms = again.report()["arms"]
+    assert arms["ab_test_fine_tuned"]["adapters"] == {"a" * 64: 8, "b" * 64: 1}
+    assert arms["ab_test_fine_tuned"]["seconds"]["mean"] == pytest.approx(11 / 9)
+    assert (arms["ab_test_base"]["answers"], arms["ab_test_base"]["failed"]) == (8, 1)
+    assert arms["ab_test_base"]["parse_rate"]["count"] == 4
+    assert again.report()["share_tuned"]["of"] == 18
+    changed = Tally(path, 0.9)
+    assert changed.report()["share_tuned"] is None, "none was drawn with this split"
+    assert changed.report()["arms"] == arms
+    assert changed.report(since=time.time() + 60)["arms"] == {}
+
+
+def test_a_tally_that_cannot_be_written_is_kept(tmp_path: Path) -> None:
+    tally = Tally(tmp_path / FILE, 0.5)
+    tally.answered("base", 1.0, True)
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ServerError, match="cannot be used: database is locked"):
+            tally.report()
+        other.rollback()
+    assert tally.report()["arms"]["base"]["answers"] == 1
+    assert tally.report()["arms"]["base"]["answers"] == 1, "counted once"
+    (tmp_path / "bad.db").write_text("no database", encoding="ascii")
+    with pytest.raises(ServerError, match="move the file away"):
+        Tally(tmp_path / "bad.db", 0.5)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import dataclasses
 import json
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from mondrian_ft.data.parsers import read_analysis
 from mondrian_ft.data.prompt import fingerprint
+from mondrian_ft.serving import front
+from mondrian_ft.serving.app import make_app
 from mondrian_ft.serving.protocol import Ask, Fault, State
 
 from .fake_model import HASHES, FakeModel, critique_of
@@ -130,6 +136,30 @@ BAD = {
     "absolute": ({"json": {"image_path": "/etc/passwd"}}, 403, "no folder"),
     "not there": ({"json": {"image_path": "nowhere.jpg"}}, 404, "no photograph"),
     "nul": ({"json": {"image_path": "a\0b.jpg"}}, 400, "no path"),
+    "long name": ({"json": {"image_path": "a" * 300}}, 400, "cannot be read: File name too long"),
+    "long path": ({"json": {"image_path": "a/" * 5_000}}, 400, "more than 4,096 characters"),
+    "broken photograph": ({"json": {"image": "/9j-" * 5_000}}, 400, "image is not valid base64"),
+    "two": ({"json": {"image_path": "a.jpg", "image": "b.jpg"}}, 400, "send one photograph"),
+    "two files": (
+        {"files": {"image": ("a.jpg", photograph()), "file": ("b.jpg", photograph())}},
+        400,
+        "holds 2 photographs",
+    ),
+    "a file for a field": (
+        {"files": {"image": ("a.jpg", photograph()), "advisor": ("b.jpg", b"ansel")}},
+        400,
+        "advisor is a file; it should be a text",
+    ),
+    "a field twice": (
+        {"files": {"image": ("a.jpg", photograph())}, "data": {"advisor": ["ansel", "weston"]}},
+        400,
+        "'advisor' is there twice",
+    ),
+    "misspelt": (
+        {"files": {"image": ("a.jpg", photograph())}, "data": {"advsior": "weston"}},
+        400,
+        "There is no field 'advsior'; did you mean advisor?",
+    ),
     "folder": ({"json": {"image_path": "sub"}}, 400, "not a file"),
     "number": ({"json": {"image_path": 7}}, 400, "number"),
     "list": ({"json": ["a.jpg"]}, 400, "list"),
@@ -176,6 +206,19 @@ FIELDS = {
     "replace": ("perhaps", "replace is 'perhaps'; it is true or false."),
     "user": ("x" * 201, "user has more than 200 characters."),
 }
+
+
+def test_a_run_of_spaces_takes_no_time(made: Made) -> None:
+    """Looking for base64 in it took time with the square of its length: hours for a megabyte, in
+    which nobody else was answered."""
+    started = time.perf_counter()
+    answer = made.ask("POST", "/analyze", json={"image": "A" + " " * 200_000 + "!"})
+    assert answer.status_code == 400
+    assert time.perf_counter() - started < 5
+
+
+def test_fields_of_older_clients_are_let_pass(made: Made) -> None:
+    assert made.analyze(enable_rag="false", filename="x.jpg", user_id="7").status_code == 200
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -244,6 +287,40 @@ def test_an_upload_that_is_too_long(made: Made) -> None:
     assert made.ask("POST", "/analyze", content=b"{}", headers=head).status_code == 413
 
 
+def test_bodies_together_have_a_limit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that do not say how long they are; and one that is refused takes no room."""
+    monkeypatch.setattr(front, "MOST_IN_MEMORY", 1_000_000)
+
+    async def go() -> list[int]:
+        going = asyncio.Event()
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b" " * 900_000
+            await going.wait()
+            yield b"{}"
+
+        async with made.client() as client:
+            head = {"content-type": "application/json"}
+            slow = asyncio.create_task(client.post("/analyze", content=parts(), headers=head))
+            while made.app._held < 900_000:  # pyright: ignore[reportFunctionMemberAccess]
+                await asyncio.sleep(0.01)
+            known = await client.post("/analyze", content=b" " * 200_000, headers=head)
+            more = (b" " * 100_000 for _ in range(3))
+            unknown = await client.post("/analyze", content=_later(more), headers=head)
+            going.set()
+            return [known.status_code, unknown.status_code, (await slow).status_code]
+
+    assert asyncio.run(go()) == [503, 503, 400]
+    assert made.app._held == 0  # pyright: ignore[reportFunctionMemberAccess]
+    files = {"image": ("a.jpg", photograph())}
+    assert made.ask("POST", "/analyze", files=files).status_code == 200
+
+
+async def _later(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
 # -- modes
 
 
@@ -292,6 +369,13 @@ def test_an_ab_test_is_sticky_and_labelled(tmp_path) -> None:
     share = report["share_tuned"]
     assert share["of"] == 16
     assert share["low"] < share["share"] < share["high"]
+    assert report["arms"]["ab_test_fine_tuned"]["adapters"] == {
+        HASHES["production"]: counts["ab_test_fine_tuned"]
+    }
+    assert made.ask("GET", "/ab?since=2100-01-01").json()["arms"] == {}
+    assert made.ask("GET", "/ab?since=2000-01-01T00:00:00Z").json()["arms"] == report["arms"]
+    wrong = made.ask("GET", "/ab?since=yesterday")
+    assert (wrong.status_code, "since is 'yesterday'" in wrong.json()["error"]) == (400, True)
     assert made.analyze(user="u1", mode="base").json()["model_used"] == "base"
     assert made.ask("GET", "/ab").json()["share_tuned"]["of"] == 16, "no part of the test"
 
@@ -344,6 +428,17 @@ def test_a_fault_of_the_service_tells_no_traceback(
     assert "a secret of the inside" in capsys.readouterr().err
 
 
+def test_a_log_on_a_full_disk_takes_no_answer_away(tmp_path: Path) -> None:
+    made = make(tmp_path)
+
+    def full(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    service = dataclasses.replace(made.service, log=full)
+    made.app = make_app(service)
+    assert made.analyze().status_code == 200
+
+
 # -- status
 
 
@@ -355,6 +450,7 @@ def test_health(made: Made) -> None:
         "fine_tuned": True,
         "adapter": "production",
     }
+    assert made.ask("HEAD", "/health").status_code == 200, "as some balancers ask"
     made.model.state, made.model.progress = State.loading, 0.25
     loading = made.ask("GET", "/health")
     assert loading.status_code == 202
@@ -477,4 +573,11 @@ def test_the_queue_is_bounded(tmp_path) -> None:
     made.desk.waiting = 2
     full = made.analyze()
     assert full.status_code == 429
-    assert int(full.headers["retry-after"]) >= 1
+    assert full.headers["retry-after"] == "2", "nothing was measured yet"
+    made.desk.waiting = 0
+    made.model.delay = 1.2
+    made.analyze()
+    made.desk.waiting = 2
+    assert made.analyze().headers["retry-after"] == "2", "an answer takes 1.2 seconds"
+    made.desk._seconds = 500.0
+    assert made.analyze().headers["retry-after"] == "60"

@@ -91,6 +91,17 @@ def test_a_repeated_request_is_answered_once(made: Made) -> None:
     assert replaced.json()["raw"] != first["raw"]
 
 
+def test_an_answer_that_somebody_changed_is_not_repeated(made: Made) -> None:
+    made.analyze(job_id="job-1")
+    for outputs in (None, "{}", "no JSON", '{"answers": [7]}'):
+        with closing(sqlite3.connect(made.world.db)) as other:
+            other.execute("UPDATE jobs SET llm_outputs = ? WHERE id = 'job-1'", (outputs,))
+            other.commit()
+        answer = made.analyze(job_id="job-1")
+        assert (answer.status_code, "send replace=true" in answer.json()["error"]) == (409, True)
+    assert made.analyze(job_id="job-1", replace="true").status_code == 200
+
+
 def test_an_analysis_of_others_is_not_written_over(made: Made) -> None:
     made.world.row("old", filename="x.jpg", analysis_markdown="a person's own words")
     answer = made.analyze(job_id="old")
@@ -264,7 +275,7 @@ def test_a_client_that_goes_away_while_the_row_is_taken(
 
 
 def test_the_same_job_twice_at_once(made: Made) -> None:
-    made.model.delay = 0.3
+    made.model.delay = 0.8
 
     async def go() -> list[int]:
         async with made.client() as client:
@@ -327,8 +338,9 @@ def test_linking_leaves_generated_analyses_out_unless_told(made: Made) -> None:
     """Else a model would learn from its own answers, as if a person had judged."""
     world = made.world
     world.good("person", 77)
-    (world.source / "ridge.png").write_bytes(photograph(3, "PNG"))
-    done = made.ask("POST", "/analyze", json={"image_path": "ridge.png"}).json()
+    (world.source / "2026").mkdir()
+    (world.source / "2026" / "ridge.png").write_bytes(photograph(3, "PNG"))
+    done = made.ask("POST", "/analyze", json={"image_path": "2026/ridge.png"}).json()
     result = link(world.db, world.source, world.analyses, "ansel", scratch=world.output)
     left_out = {entry["job_id"]: entry for entry in result.report["left_out"]}
     assert left_out[done["job_id"]]["reason"] == "generated"
@@ -343,6 +355,37 @@ def test_linking_leaves_generated_analyses_out_unless_told(made: Made) -> None:
     assert found[done["job_id"]]["overall_score"] == done["analysis"]["overall_score"]
     assert found[done["job_id"]]["generated_by"] == "mondrian_ft-test"
     assert found["person"]["generated_by"] is None
+
+
+def test_uploads_are_kept_if_told_and_found_by_linking(tmp_path: Path) -> None:
+    """Once each, under the name in their row and none of the client's."""
+    uploads = tmp_path / "mondrian" / "source"
+    made = make(tmp_path, database=True, uploads=uploads)
+    made.world.good("person", 77)
+    made.world.row("theirs", filename="x.jpg", status="queued")
+    data = photograph(4, "PNG")
+    done = [made.analyze(image=data).json() for _ in range(2)]
+    made.analyze(image=photograph(5), job_id="theirs")
+    (kept,) = uploads.glob("upload-*")
+    assert kept.read_bytes() == data
+    assert kept.suffix == ".png"
+    assert [made.rows()[one["job_id"]]["filename"] for one in done] == [kept.name] * 2
+    world = made.world
+    linked = link(
+        world.db, world.source, world.analyses, "ansel", generated=True, scratch=world.output
+    )
+    records = linked.manifest["by_advisor"]["ansel"]["records"]
+    assert {record["image_path"] for record in records if record["generated_by"]} == {str(kept)}
+
+
+def test_an_upload_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    """Before the model is asked, and without a row that would name no photograph."""
+    (tmp_path / "uploads").write_text("a file in the folder's place", encoding="ascii")
+    made = make(tmp_path, database=True, uploads=tmp_path / "uploads")
+    answer = made.analyze()
+    assert (answer.status_code, "cannot write" in answer.json()["error"]) == (503, True)
+    assert not made.model.asked
+    assert not made.rows()
 
 
 def test_only_generated_analyses_is_told(made: Made) -> None:

@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,20 @@ from typing import Any
 
 import httpx
 import pytest
+from hydra import compose, initialize_config_dir
 
+from mondrian_ft.config import load, register_schemas
+from mondrian_ft.errors import AdapterError
+from mondrian_ft.pipeline.serving import check_adapter
+from mondrian_ft.serving import migration
 from tests.data.world import World
 
 from .made import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"image": ("a.jpg", photograph())}
+CLIENT = httpx.Client(timeout=60, headers={"Connection": "close"})
+"""Patient: other tests may keep every core busy."""
 pytestmark = pytest.mark.slow
 
 
@@ -154,10 +162,10 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
         knobs={"arms": [place]},
     ) as service:
         for n in range(3):
-            answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": f"job-{n}"})
+            answer = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"job_id": f"job-{n}"})
             assert answer.status_code == 200
             assert answer.json()["prompt_source"] == "config.system_prompt + advisors.prompt"
-        health = httpx.get(f"{service.url}/health").json()
+        health = CLIENT.get(f"{service.url}/health").json()
         assert (health["model_mode"], health["fine_tuned"]) == ("ab_test", True)
         assert service.stop(signal.SIGINT) == 0, service.err
         assert (tmp_path / "stopped").exists(), "the model's process was ended in good order"
@@ -168,20 +176,24 @@ def test_from_migration_to_ctrl_c(world: World, tmp_path: Path) -> None:
         for _, used in [statuses(world)[f"job-{n}"] for n in range(3)]
     )
     with serving(tmp_path, f"task.db_path={world.db}", *data(world)) as service:
-        answer = httpx.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
+        answer = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"job_id": "job-3"})
         assert answer.json()["model_used"] == "base"
+        arms = CLIENT.get(f"{service.url}/ab").json()["arms"]
+        assert sum(arm["answers"] for name, arm in arms.items() if name != "base") == 3
+        assert arms["base"]["answers"] == 1
         (tmp_path / "stopped").unlink()
         assert service.stop() == 0, service.err
         assert (tmp_path / "stopped").exists()
     assert statuses(world)["job-3"] == ("done", "base")
 
 
-def test_a_tuned_model_that_cannot_be_had_exits_1_before_it_listens(tmp_path: Path) -> None:
+def test_a_tuned_model_that_cannot_be_had_exits_1_before_it_listens(
+    world: World, tmp_path: Path
+) -> None:
     """No adapter, none there, one that is not loaded, and one that the model's process refuses."""
-    tuned = ["task=serve", "task.port=0", "task.model_mode=fine_tuned"]
+    tuned = ["task=serve", "task.port=0", "task.model_mode=fine_tuned", *data(world)]
     assert "needs an adapter" in refused(tmp_path, *tuned)
     assert "cannot be served" in refused(tmp_path, *tuned, "task.adapter=./nowhere")
-    assert "cannot be served" in refused(tmp_path, *tuned, "task.adapter=v7")
     place = adapter(tmp_path / "adapter")
     said = refused(tmp_path, *tuned, f"task.adapter={place}")
     assert "is ready without the adapter" in said
@@ -190,34 +202,57 @@ def test_a_tuned_model_that_cannot_be_had_exits_1_before_it_listens(tmp_path: Pa
     assert "The adapter changes nothing." in said
 
 
+def test_adapters_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is loaded: a version, a path, and a channel of another name in the
+    registry, which is neither."""
+    monkeypatch.chdir(tmp_path)
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = load(compose("config", ["task=serve"]))
+    for name in ("v7", "production", "./nowhere"):
+        with pytest.raises(AdapterError, match="cannot be served"):
+            check_adapter(name, config)
+    hint = r"name a version or channel of registry.name=sample-ansel, or an adapter directory"
+    with pytest.raises(AdapterError, match=hint):
+        check_adapter("other/production", config)
+
+
+def test_advisors_without_an_adapter_are_named(world: World, tmp_path: Path) -> None:
+    """A service that is to be tuned refuses them; its start is the time to hear of it."""
+    with closing(sqlite3.connect(world.db)) as connection:
+        connection.execute("INSERT INTO advisors VALUES ('watkins', 'Carleton Watkins', 'Judge.')")
+        connection.commit()
+    place = adapter(tmp_path / "adapter")
+    with serving(
+        tmp_path,
+        "task.model_mode=fine_tuned",
+        f"serve.adapters={{ansel: {place}}}",
+        *data(world),
+        knobs={"arms": [place]},
+    ) as service:
+        refused = CLIENT.post(f"{service.url}/analyze", files=FILES, data={"advisor": "watkins"})
+        assert (refused.status_code, "needs an adapter" in refused.text) == (400, True)
+        assert service.stop() == 0
+    assert "no adapter for watkins: with model_mode=fine_tuned" in " ".join(service.err.split())
+
+
 def test_a_killed_service_leaves_no_job_open(world: World, tmp_path: Path) -> None:
-    subprocess.run(
-        command("task=migrate", f"task.db_path={world.db}"),
-        cwd=tmp_path,
-        env=environment(),
-        check=True,
-        capture_output=True,
-        timeout=90,
-    )
+    migration.migrate(world.db)
     argv = [f"task.db_path={world.db}", *data(world)]
     with serving(tmp_path, *argv, knobs={"delay": 60}) as service:
-        with pytest.raises(httpx.TimeoutException):
-            httpx.post(
-                f"{service.url}/analyze_stream",
-                files=FILES,
-                data={"job_id": "job-1"},
-                timeout=httpx.Timeout(1.0, read=1.0),
-            ).read()
+        with CLIENT.stream(
+            "POST", f"{service.url}/analyze_stream", files=FILES, data={"job_id": "job-1"}
+        ) as answer:
+            assert next(answer.iter_text()).startswith("event: start")
         thread = threading.Thread(target=_ignored, args=(service.url, "job-2"))
         thread.start()
-        while statuses(world)["job-2"][0] != "analyzing":
-            pass
+        until(lambda: statuses(world)["job-2"][0] == "analyzing")
+        until(lambda: statuses(world)["job-1"][0] == "failed")
         # Another service on the same folder would write this one's jobs.
         said = refused(tmp_path, "task=serve", "task.port=0", *argv)
         assert "Another service uses outputs/service" in said
         assert service.stop(signal.SIGKILL) == -signal.SIGKILL
         thread.join()
-    assert statuses(world)["job-1"][0] == "failed", "its client went away"
     assert statuses(world)["job-2"][0] == "analyzing"
     with serving(tmp_path, *argv) as service:
         assert statuses(world)["job-2"][0] == "failed"
@@ -225,34 +260,43 @@ def test_a_killed_service_leaves_no_job_open(world: World, tmp_path: Path) -> No
     assert "left open have failed: 1" in service.err
 
 
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def _ignored(url: str, job: str) -> None:
     try:
-        httpx.post(f"{url}/analyze", files=FILES, data={"job_id": job}, timeout=60)
+        CLIENT.post(f"{url}/analyze", files=FILES, data={"job_id": job})
     except httpx.TransportError:
         return
 
 
-def test_a_token_is_nowhere_on_the_disk(tmp_path: Path) -> None:
+def test_a_token_is_nowhere_on_the_disk(world: World, tmp_path: Path) -> None:
     """Neither in run.json nor in what Hydra writes, nor in a line of the log."""
-    with serving(tmp_path, "serve.token=s3cret-of-mine") as service:
-        assert httpx.get(f"{service.url}/advisors").status_code == 401
+    with serving(tmp_path, "serve.token=s3cret-of-mine", *data(world)) as service:
+        assert CLIENT.get(f"{service.url}/advisors").status_code == 401
         headers = {"Authorization": "Bearer s3cret-of-mine"}
-        assert httpx.get(f"{service.url}/advisors", headers=headers).status_code == 200
+        assert CLIENT.get(f"{service.url}/advisors", headers=headers).status_code == 200
         assert service.stop() == 0
     assert "s3cret-of-mine" not in service.printed + service.err
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"s3cret-of-mine" not in path.read_bytes(), path
-    with serving(tmp_path, MONDRIAN_FT_TOKEN="other") as service:
-        assert httpx.get(f"{service.url}/advisors").status_code == 401
-        service.stop()
 
 
-def test_loading_is_told(tmp_path: Path) -> None:
-    """The base is listened for at once; /health says 202 meanwhile."""
-    with serving(tmp_path, knobs={"state": "loading", "progress": 0.5}) as service:
-        assert httpx.get(f"{service.url}/health").status_code == 202
-        assert httpx.post(f"{service.url}/analyze", files=FILES).status_code == 503
+def test_loading_is_told(world: World, tmp_path: Path) -> None:
+    """The base is listened for at once; /health says 202 meanwhile, also without the token, here
+    one of the environment."""
+    knobs = {"state": "loading", "progress": 0.5}
+    with serving(tmp_path, *data(world), knobs=knobs, MONDRIAN_FT_TOKEN="other") as service:
+        assert CLIENT.get(f"{service.url}/health").status_code == 202
+        assert CLIENT.get(f"{service.url}/advisors").status_code == 401
+        headers = {"Authorization": "Bearer other"}
+        answer = CLIENT.post(f"{service.url}/analyze", files=FILES, headers=headers)
+        assert (answer.status_code, "is loading" in answer.json()["error"]) == (503, True)
         assert service.stop() == 0
 
 
