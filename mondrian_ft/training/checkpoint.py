@@ -19,7 +19,7 @@ from .trainer import Trainer, TrainState
 
 _STEP = "step_{:06d}"
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
-_BEST, _LOG = "best.json", "training_log.jsonl"
+_BEST, _LOG, _AVERAGE = "best.json", "training_log.jsonl", "average.safetensors"
 
 
 class CheckpointDir:
@@ -56,6 +56,8 @@ class CheckpointDir:
             temporary.mkdir(parents=True)
             _save_tensors(temporary / _ADAPTER, lora.tensors(trainer.model))
             _save_tensors(temporary / _OPTIMIZER, _optimizer_tensors(trainer.optimizer))
+            if trainer.average is not None and trainer.average.values:
+                _save_tensors(temporary / _AVERAGE, trainer.average.values)
             state = asdict(trainer.state)
             state["best_loss"] = None if trainer.state.best_step is None else state["best_loss"]
             atomic_write_json(temporary / _STATE, {"identity": self.identity, "state": state})
@@ -103,7 +105,8 @@ class CheckpointDir:
             theirs, state = content["identity"], dict(content["state"])
             tensors = _load_tensors(path / _ADAPTER)
             moments = _load_tensors(path / _OPTIMIZER)
-            mx.eval(tensors, moments)
+            averaged = _load_tensors(path / _AVERAGE) if (path / _AVERAGE).is_file() else {}
+            mx.eval(tensors, moments, averaged)
             state["cursor"] = Cursor(**state["cursor"])
             state["best_loss"] = float("inf") if state["best_loss"] is None else state["best_loss"]
             restored = TrainState(**state)
@@ -125,12 +128,20 @@ class CheckpointDir:
         lora.set_tensors(trainer.model, tensors)
         _set_optimizer(trainer.optimizer, moments)
         trainer.state = restored
+        if trainer.average is not None:
+            trainer.average.values = averaged
         if self.log is not None and (path / _LOG).is_file():
             atomic_write_bytes(self.log, (path / _LOG).read_bytes())
 
     def load_adapter(self, path: Path, model: Any) -> None:
-        """Put a checkpoint's adapter, and nothing else of it, into a model."""
-        lora.set_tensors(model, _load_tensors(path / _ADAPTER))
+        """Put a checkpoint's adapter, and nothing else of it, into a model.
+
+        Where the run keeps an average, that is its adapter.
+        """
+        averaged = path / _AVERAGE
+        lora.set_tensors(
+            model, _load_tensors(averaged if averaged.is_file() else path / _ADAPTER)
+        )
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step_*") if _whole(path))
@@ -139,6 +150,10 @@ class CheckpointDir:
         best = self.best()
         for path in self._steps()[: -self.keep]:
             if path != best:
+                shutil.rmtree(path)
+        # What a kill left behind in the middle of writing or of removing.
+        for path in [*self.folder.glob(".tmp-step_*"), *self.folder.glob("step_*")]:
+            if not _whole(path) or path.name.startswith("."):
                 shutil.rmtree(path)
 
 
