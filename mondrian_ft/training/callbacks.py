@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .trainer import TrainState, Update
@@ -19,37 +21,84 @@ class Logging:
 
     Args:
         log: where to.
+        total: updates of the whole run, for the time that is left; None leaves that out.
+        monitor: what the monitor measures, to call its figure by.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, total: int | None = None, monitor: str | None = None) -> None:
         self.log = log
+        self.total = total
+        self.monitor = monitor
+        self._seconds: deque[float] = deque(maxlen=50)
 
     def on_step(self, state: TrainState, update: Update) -> None:
-        self.log(
-            {
-                "epoch": update.epoch,
-                "loss": update.loss,
-                "learning_rate": update.learning_rate,
-                "grad_norm": update.grad_norm,
-                "tokens_per_second": update.total_tokens / update.seconds,
-                "trained_tokens": update.tokens,
-                "peak_memory_gb": update.peak_memory / 1e9,
-                "seconds": update.seconds,
-            },
-            state.step,
-            "step",
-        )
+        self._seconds.append(update.seconds + update.data_seconds)
+        metrics: dict[str, float | int | None] = {
+            "epoch": update.epoch,
+            "loss": update.loss,
+            "learning_rate": update.learning_rate,
+            "grad_norm": update.grad_norm,
+            "tokens_per_second": update.total_tokens / update.seconds,
+            "trained_tokens_per_second": update.tokens / update.seconds,
+            "trained_tokens": update.tokens,
+            "data_wait_seconds": update.data_seconds,
+            "peak_memory_gb": update.peak_memory / 1e9,
+            "seconds": update.seconds,
+            "bad_steps": state.bad_steps,
+        }
+        if update.correct is not None:
+            metrics["token_accuracy"] = update.correct / update.tokens
+        if update.slots:
+            metrics["padding_share"] = 1 - update.total_tokens / update.slots
+        if self.total is not None:
+            metrics["eta_seconds"] = median(self._seconds) * (self.total - state.step)
+        self.log(metrics, state.step, "step")
 
     def on_eval(self, state: TrainState) -> None:
-        self.log({"val_loss": state.val_loss, "best_step": state.best_step}, state.step, "eval")
+        metrics = {"val_loss": state.val_loss, "best_step": state.best_step}
+        if self.monitor is not None:
+            metrics[self.monitor] = state.value
+        self.log(metrics, state.step, "eval")
 
     def on_end(self, state: TrainState) -> None:
         seen = [count for count in state.visits if count]
         self.log(
-            {"rows_seen": len(seen), "rows": len(state.visits), "visits_min": min(state.visits)},
+            {
+                "rows_seen": len(seen),
+                "rows": len(state.visits),
+                "visits_min": min(state.visits),
+                "visits_max": max(state.visits),
+                "bad_steps": state.bad_steps,
+            },
             state.step,
             "end",
         )
+
+
+class Warnings:
+    """Says which updates were not applied, and on which rows.
+
+    Args:
+        warn: called with a sentence.
+        fault: what was wrong with an update; ``Trainer.fault``.
+    """
+
+    def __init__(self, warn: Callable[[str], None], fault: Callable[[Update], str]) -> None:
+        self.warn = warn
+        self.fault = fault
+
+    def on_step(self, state: TrainState, update: Update) -> None:
+        if not update.applied:
+            self.warn(
+                f"update {state.step} {self.fault(update)} on rows {', '.join(update.rows)}; it "
+                "was not applied"
+            )
+
+    def on_eval(self, state: TrainState) -> None:
+        pass
+
+    def on_end(self, state: TrainState) -> None:
+        pass
 
 
 class Progress:
@@ -100,8 +149,12 @@ class Progress:
             self.bar.stop()
 
     def on_step(self, state: TrainState, update: Update) -> None:
+        accuracy = ""
+        if update.correct is not None:
+            accuracy = f"  right {update.correct / update.tokens:.0%}"
         figures = (
-            f"loss {update.loss:.3f}{self.val}  {update.total_tokens / update.seconds:,.0f} tok/s  "
+            f"loss {update.loss:.3f}{self.val}{accuracy}  "
+            f"{update.total_tokens / update.seconds:,.0f} tok/s  "
             f"{update.peak_memory / 1e9:.1f} GB"
         )
         if self.bar:

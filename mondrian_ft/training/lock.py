@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ def held(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
         # While it is held: whoever opened the file meanwhile sees that it is no longer there.
         path.unlink(missing_ok=True)
         os.close(handle)
+        with suppress(OSError):
+            folder.rmdir()  # only where nothing came of it
 
 
 def holder(folder: Path) -> str | None:
