@@ -398,8 +398,8 @@ class TrainerConfig:
     seed: int = 0
     """Seed of the adapter's initial weights, the batches and the dropout, 0 or more."""
     resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
-    """``never``, a checkpoint, or ``auto``: the newest whole checkpoint of ``task.output_dir``; where
-    that is null, of the newest run of this experiment that was not finished."""
+    """``never``, a checkpoint, or ``auto``: the newest whole checkpoint of ``task.output_dir``, or
+    where that is null, of the newest run of this experiment that was not finished."""
 
     def __post_init__(self) -> None:
         _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")

@@ -271,6 +271,118 @@ def test_a_gradient_that_is_not_finite_is_not_applied(lab, base, tmp_path) -> No
     assert int(trainer.optimizer.step.item()) == 3
 
 
+def spoil(trainer: Any, row: int) -> None:
+    """Let one row's picture be NaN, as a damaged cache could make it: loss and gradient are too."""
+    get = trainer.features.get
+    name = trainer.batches.examples[row].row.image_sha256
+
+    def spoilt(photographs: Any) -> Any:
+        found = get(photographs)
+        return [
+            replace(one, features=one.features * mx.array(math.nan)) if key == name else one
+            for (key, _), one in zip(photographs, found, strict=True)
+        ]
+
+    trainer.features.get = spoilt
+
+
+def test_an_update_that_is_not_finite_is_left_out(lab, base, tmp_path) -> None:
+    """The run goes on as if those rows had not been there, and says which they were.
+
+    Weights and optimizer are those of a run that did nothing in those updates.
+    """
+    told: list[str] = []
+    results = []
+    examples = lab.examples(4)
+    for number in range(2):
+        lora.detach(base.model)
+        lab.attach(base, live=False)
+        seen = Recorder()
+        trainer = lab.trainer(
+            base, examples, tmp_path / str(number), max_bad_steps=1, callbacks=[seen]
+        )
+        if number:
+            update = trainer.update
+
+            def skipping(batches: Any, update: Any = update, trainer: Any = trainer) -> Any:
+                if all(2 not in batch.rows for batch in batches):
+                    return update(batches)
+                return replace(seen.updates[-1], applied=False)
+
+            trainer.update = skipping
+            seen.updates.append(Update(0.0, 0.0, 0.0, 1, 1, 1.0, 0, 0))
+        else:
+            spoil(trainer, 2)
+            trainer.callbacks = [seen, Warnings(told.append, trainer.fault)]
+        trainer.fit()
+        results.append((lab.weights(base), trainer))
+    (weights, trainer), (expected, other) = results
+    assert same(weights, expected)
+    assert all(np.isfinite(value).all() for value in weights.values())
+    # Six updates are three epochs of two, each with one update of row 2 and its neighbour.
+    assert trainer.state == other.state
+    assert trainer.state.step == 6
+    assert (trainer.state.bad_steps, sum(trainer.state.visits)) == (3, 6)
+    assert trainer.state.visits[2] == 0
+    assert int(trainer.optimizer.step.item()) == 3
+    assert len(told) == 3
+    assert all("has loss nan" in sentence and "row2" in sentence for sentence in told)
+
+
+def test_too_many_bad_updates_in_a_row_end_the_run(lab, base, tmp_path) -> None:
+    """All rows are bad: after as many as may be, one more says so and names the last checkpoint."""
+    lab.attach(base, live=False)
+    trainer = lab.trainer(base, lab.examples(4), tmp_path, max_bad_steps=2, save_every=1)
+    for row in range(4):
+        spoil(trainer, row)
+    before = lab.weights(base)
+    with pytest.raises(DivergedError) as caught:
+        trainer.fit()
+    message = str(caught.value)
+    assert message.startswith("update 3 has loss nan and gradient norm nan on rows row")
+    assert "neither were the 2 updates before it" in message
+    assert "step_000002" in message
+    assert same(before, lab.weights(base))
+    assert trainer.state.bad_in_row == 2
+
+
+def test_a_spike_is_left_out(lab, base, tmp_path) -> None:
+    """A loss far above those before it: finite, yet not applied, and the sentence says why."""
+    lab.attach(base)
+    trainer = lab.trainer(base, lab.examples(2), tmp_path, spike=3.0, max_grad_norm=0.0)
+    batch = collate(trainer.batches.examples, range(2), base.pad_token)
+    before = lab.weights(base)
+    trainer.state.losses, trainer.state.norms = [0.5] * 30, [1e6] * 30
+    update = trainer.update([batch])
+    assert update.loss > 1.5
+    assert not update.applied
+    assert same(before, lab.weights(base))
+    assert int(trainer.optimizer.step.item()) == 0
+    assert "far above those before it (limits 1.5 and 3e+06)" in trainer.fault(update)
+    trainer.state.losses, trainer.state.norms = [1e6] * 30, [1e-6] * 30
+    assert not trainer.update([batch]).applied
+    # A gradient that is not even clipped is none, however small those before it were.
+    trainer.max_grad_norm = 1e6
+    assert trainer.update([batch]).applied
+    assert not same(before, lab.weights(base))
+
+
+def test_what_a_spike_is_judged_by_is_kept(lab, base, tmp_path) -> None:
+    """The latest applied updates, and no more of them than are needed; a checkpoint has them."""
+    from mondrian_ft.training import guard
+
+    lab.attach(base, live=False)
+    seen = Recorder()
+    trainer = lab.trainer(base, lab.examples(2), tmp_path, callbacks=[seen])
+    trainer.state.losses = trainer.state.norms = [9.0] * guard.WINDOW
+    trainer.fit()
+    assert len(trainer.state.losses) == len(trainer.state.norms) == guard.WINDOW
+    assert trainer.state.losses[-6:] == [update.loss for update in seen.updates]
+    other = lab.trainer(base, lab.examples(2), tmp_path)
+    other.checkpointer.restore(other, other.checkpointer.last())
+    assert other.state == trainer.state
+
+
 def test_an_infinite_gradient_with_a_finite_loss_is_not_applied(
     lab, base, tmp_path, monkeypatch
 ) -> None:
@@ -326,6 +438,112 @@ def test_patience_ends_a_run_that_no_longer_improves(lab, base, tmp_path, monkey
     assert trainer.checkpointer.best().name == "step_000002"
     kept = sorted(path.name for path in trainer.checkpointer.folder.iterdir())
     assert kept == ["best.json", "step_000002", "step_000003", "step_000004"]
+
+
+class Given:
+    """A monitor that measures what it is told to."""
+
+    def __init__(self, values: list[float | None], larger: bool) -> None:
+        self.values = iter(values)
+        self.larger = larger
+
+    def __call__(self) -> float | None:
+        return next(self.values)
+
+
+@pytest.mark.parametrize(
+    ("values", "losses", "larger", "best", "stopped"),
+    [
+        # The largest share, though its loss is the highest.
+        ([0.2, 0.8, 0.5, 0.4], [1.0, 3.0, 2.0, 2.5], True, 2, 4),
+        # The smallest error.
+        ([2.0, 1.5, 1.6, 1.7], [1.0, 3.0, 2.0, 2.5], False, 2, 4),
+        # Equal shares: the loss decides, and that is getting better too.
+        ([1.0, 1.0, 1.0, 1.0, 1.0], [3.0, 2.0, 1.0, 1.5, 1.0], True, 3, 5),
+        # What could not be measured is never the best, also as the first.
+        ([None, None], [1.0, 0.5], False, None, 2),
+        ([None, 3.0, None, 3.5], [1.0, 2.0, 0.5, 0.1], False, 2, 4),
+    ],
+)
+def test_a_monitor_ranks_the_checkpoints(
+    lab, base, tmp_path, monkeypatch, values, losses, larger, best, stopped
+) -> None:
+    """Best and patience go by the monitor; the validation loss is measured all the same."""
+    lab.attach(base, live=False)
+    trainer = lab.trainer(
+        base,
+        lab.examples(4),
+        tmp_path,
+        validation=lab.examples(1, "val"),
+        monitor=Given(values, larger),
+        max_steps=20,
+        save_every=1,
+        eval_every=1,
+        patience=2,
+    )
+    measured = iter(losses)
+    monkeypatch.setattr(trainer, "validation_loss", lambda: next(measured))
+    result = trainer.fit()
+    assert result.stopped_early
+    assert (result.state.best_step, result.state.step) == (best, stopped)
+    kept = trainer.checkpointer.best()
+    assert (kept and kept.name) == (best and f"step_{best:06d}")
+    if best:
+        assert result.state.best_value == values[best - 1]
+        assert result.state.best_loss == losses[best - 1]
+    assert result.state.value == values[stopped - 1]
+
+
+def test_the_average_is_what_is_evaluated(lab, base, tmp_path) -> None:
+    """Equal to a reference in numpy; the validation loss is the average's, training is not."""
+    weights: list[dict[str, np.ndarray]] = []
+
+    class Keep(Recorder):
+        def on_step(self, state: Any, update: Any) -> None:
+            weights.append(lab.weights(base))
+
+    keep = Keep()
+    validation = lab.examples(2, "val")
+    lab.attach(base, live=False, dropout=0.2)
+    plain = lab.trainer(base, lab.examples(4), tmp_path / "plain")
+    plain.fit()
+    expected = lab.weights(base)
+    lora.detach(base.model)
+    lab.attach(base, live=False, dropout=0.2)
+    trainer = lab.trainer(
+        base,
+        lab.examples(4),
+        tmp_path / "averaged",
+        validation=validation,
+        callbacks=[keep],
+        eval_every=6,
+        ema=0.4,
+    )
+    trainer.fit()
+    assert same(expected, lab.weights(base))
+    for name, value in trainer.average.values.items():
+        wanted = weights[0][name].astype(np.float64)
+        for updates, each in enumerate(weights[1:], 2):
+            kept = min(0.4, (1 + updates) / (10 + updates))
+            wanted = kept * wanted + (1 - kept) * each[name]
+        assert np.allclose(np.array(value), wanted, atol=1e-6), name
+    own = trainer.validation_loss()
+    lora.set_tensors(base.model, trainer.average.values)
+    assert keep.evals == [(6, trainer.validation_loss())]
+    assert trainer.validation_loss() != own
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(lab, base, tmp_path) -> None:
+    """Every row once an epoch, one update each; nothing is repeated to fill the batch."""
+    lab.attach(base, live=False)
+    seen = Recorder()
+    trainer = lab.trainer(
+        base, lab.examples(3), tmp_path, batch_size=64, accumulate=4, max_steps=2, callbacks=[seen]
+    )
+    trainer.fit()
+    assert trainer.state.visits == [2, 2, 2]
+    assert [update.epoch for update in seen.updates] == [0, 1]
+    assert all(len(update.rows) == 3 for update in seen.updates)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
