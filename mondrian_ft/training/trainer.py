@@ -385,7 +385,7 @@ class Trainer:
         saved = self.checkpointer.last()
         back = f"the last good checkpoint is {saved}" if saved else "no checkpoint was due yet"
         before = self.state.bad_in_row
-        so_far = f", and neither were the {before} updates before it" if before else ""
+        so_far = f", and neither was what came before it ({before} in a row)" if before else ""
         return DivergedError(
             f"update {self.state.step + 1} {self.fault(update)} on rows {', '.join(update.rows)}; "
             f"it was not applied{so_far}, and {back}; lower optimizer.learning_rate or leave those "
