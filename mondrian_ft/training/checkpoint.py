@@ -143,6 +143,8 @@ class CheckpointDir:
             for one in {path, best} - {None}:
                 temporary = self.folder / f".tmp-{one.name}"
                 shutil.copytree(one, temporary)
+                # Copied with its time, it would look as old as the run that it comes from.
+                temporary.touch()
                 publish_dir(temporary, self.folder / one.name, replace=True)
         except OSError as error:
             raise TrainingError(

@@ -136,6 +136,8 @@ def test_a_run_goes_on_in_another_folder(lab, base, run, tmp_path) -> None:
     second.checkpointer.adopt(last)
     assert second.checkpointer.best().name == "step_000003"
     assert second.checkpointer.last().name == "step_000003"
+    # The newest run is told by its checkpoint's time, which must not be that of the old one.
+    assert second.checkpointer.last().stat().st_mtime_ns > last.stat().st_mtime_ns
     second.fit()
     assert same(expected, lab.weights(base))
     # What was found to be the best later than there is not taken along.
