@@ -255,6 +255,7 @@ def _train(
                 "kept": kept_as if step == state.best_step and parts.test else "last",
                 "val_loss": loss,
                 "rows": len(examples),
+                "rows_too_long": len(parts.train) - len(examples),
                 "rows_seen": sum(1 for count in state.visits if count),
                 "bad_steps": state.bad_steps,
                 "stopped_early": result.stopped_early,

@@ -194,13 +194,18 @@ def test_callbacks_change_no_bit(lab, base, tmp_path) -> None:
 
     from rich.console import Console
 
-    from mondrian_ft.training.callbacks import Logging, Progress
+    from mondrian_ft.training.callbacks import Logging, Progress, Warnings
 
     results = []
     for number in range(2):
         lab.attach(base, live=False, dropout=0.2)
         console = Console(file=io.StringIO())
-        callbacks = [Recorder(), Logging(lambda *_: None), Progress(console, 4)]
+        callbacks = [
+            Recorder(),
+            Logging(lambda *_: None, 4),
+            Progress(console, 4),
+            Warnings(print, lambda _: ""),
+        ]
         trainer = lab.trainer(
             base,
             lab.examples(4),
