@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
 Log = Callable[[Mapping[str, Any], int, str], None]
 """``log(metrics, step, kind)``, kind being ``step`` or ``eval``."""
+
+
+class Pace:
+    """How long updates take, by the median of the latest: the first ones compile."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=50)
+
+    def take(self, update: Update) -> None:
+        """Take note of an update."""
+        self._seconds.append(update.seconds + update.data_seconds)
+
+    def left(self, updates: int) -> float:
+        """Seconds that so many updates will take; evaluations are not in it."""
+        return median(self._seconds) * updates
 
 
 class Logging:
@@ -29,10 +45,10 @@ class Logging:
         self.log = log
         self.total = total
         self.monitor = monitor
-        self._seconds: deque[float] = deque(maxlen=50)
+        self.pace = Pace()
 
     def on_step(self, state: TrainState, update: Update) -> None:
-        self._seconds.append(update.seconds + update.data_seconds)
+        self.pace.take(update)
         metrics: dict[str, float | int | None] = {
             "epoch": update.epoch,
             "loss": update.loss,
@@ -51,7 +67,7 @@ class Logging:
         if update.slots:
             metrics["padding_share"] = 1 - update.total_tokens / update.slots
         if self.total is not None:
-            metrics["eta_seconds"] = median(self._seconds) * (self.total - state.step)
+            metrics["eta_seconds"] = self.pace.left(self.total - state.step)
         self.log(metrics, state.step, "step")
 
     def on_eval(self, state: TrainState) -> None:
@@ -125,6 +141,7 @@ class Progress:
         self.console = console
         self.total = total
         self.val = ""
+        self.pace = Pace()
         self.bar = None
         if console.is_terminal:
             self.bar = Progress(
@@ -149,6 +166,7 @@ class Progress:
             self.bar.stop()
 
     def on_step(self, state: TrainState, update: Update) -> None:
+        self.pace.take(update)
         accuracy = ""
         if update.correct is not None:
             accuracy = f"  right {update.correct / update.tokens:.0%}"
@@ -160,7 +178,9 @@ class Progress:
         if self.bar:
             self.bar.update(self.task, completed=state.step, figures=figures)
         elif state.step % max(1, self.total // 10) == 0 or state.step == 1:
-            self.console.print(f"  update {state.step}/{self.total}  {figures}", highlight=False)
+            left = timedelta(seconds=round(self.pace.left(self.total - state.step)))
+            line = f"  update {state.step}/{self.total}  {figures}  left {left}"
+            self.console.print(line, highlight=False)
 
     def on_eval(self, state: TrainState) -> None:
         self.val = f"  val {state.val_loss:.3f}"

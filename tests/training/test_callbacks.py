@@ -106,3 +106,4 @@ def test_progress_shows_loss_speed_and_memory(terminal: bool) -> None:
     if not terminal:
         assert len(text.splitlines()) == 11
         assert "\x1b" not in text
+        assert text.splitlines()[1].endswith("left 0:00:14")
