@@ -47,6 +47,7 @@ def identity(run: Run, base: Base, parts: Parts, pixels: str) -> dict[str, Any]:
         "base weights": base.identity.weights,
         "base quantisation": base.identity.quantization,
         "base type": base.identity.dtype,
+        "tokenizer and chat template": base.encoder.fingerprint,
         "pixels": pixels,
     }
 
