@@ -18,6 +18,7 @@ from mondrian_ft.schema import Config, TrainerConfig
 from mondrian_ft.training import lock
 from mondrian_ft.training.checkpoint import CheckpointDir
 
+OTHER: dict[str, Any] = {"lora.rank": 8}
 MINE = {"lora.rank": 16, "data lock": "abc", "base weights": "def"}
 
 
@@ -123,7 +124,7 @@ def test_a_changed_config_lock_or_base_is_refused(runs, run, changes, told) -> N
 
 def test_another_recipe_that_was_finished_since_does_not_stand_in_the_way(runs, run) -> None:
     """Nor does an unfinished one from before the one that is meant."""
-    runs.earlier("given up", 4, **{"lora.rank": 8})
+    runs.earlier("given up", 4, **OTHER)
     wanted = runs.earlier("meant", 4)
     runs.earlier("other", 4, finished=True, **{"lora.rank": 4})
     assert runs.found(run) == wanted / "checkpoints" / "step_000004"
@@ -159,7 +160,7 @@ def test_jobs_of_a_sweep_and_repeats_find_their_own(tmp_path) -> None:
     """Jobs differ by design, so another one is passed over, not refused."""
     sweeps = Runs(tmp_path / "sweeps")
     wanted = sweeps.earlier("monday/1", 4)
-    sweeps.earlier("monday/0", 4, **{"lora.rank": 8})
+    sweeps.earlier("monday/0", 4, **OTHER)
     found = sweeps.found(FakeRun(tmp_path / "sweeps/tuesday/0", "sweeps/tuesday"))
     assert found == wanted / "checkpoints" / "step_000004"
     repeats = Runs(tmp_path / "outputs" / "ansel_v1")
