@@ -40,6 +40,8 @@ class OptimizerName(StrEnum):
     """Optimizers there are."""
 
     adamw = "adamw"
+    adam = "adam"
+    muon = "muon"
 
 
 class Schedule(StrEnum):
@@ -48,6 +50,14 @@ class Schedule(StrEnum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+
+
+class Monitor(StrEnum):
+    """What tells a better checkpoint from a worse one."""
+
+    val_loss = "val_loss"
+    format_compliance = "format_compliance"
+    score_mae = "score_mae"
 
 
 class Arm(StrEnum):
@@ -300,10 +310,14 @@ class LoraConfig:
     """Suffixes of the language model's linear layers that get an adapter."""
     method: LoraMethod = LoraMethod.lora
     """How the scale follows from alpha and rank."""
+    plus: float = 1.0
+    """How many times the learning rate the matrices B move with, 1 or more: LoRA+ (Hayou et al.
+    2024), whose authors advise 16."""
 
     def __post_init__(self) -> None:
         _check_count("lora", self, "rank")
         _check(self.alpha > 0 and math.isfinite(self.alpha), "lora.alpha", self.alpha, "above 0")
+        _check(self.plus >= 1 and math.isfinite(self.plus), "lora.plus", self.plus, "1 or more")
         _check(0.0 <= self.dropout < 1.0, "lora.dropout", self.dropout, "at least 0 and below 1")
         targets = self.target_modules
         _check(
@@ -319,11 +333,12 @@ class OptimizerConfig:
     """How weights move; every count is in optimizer updates, not micro-batches."""
 
     name: OptimizerName = OptimizerName.adamw
-    """The optimizer; AdamW with bias correction (Loshchilov & Hutter 2019)."""
+    """``adamw`` with bias correction (Loshchilov & Hutter 2019), ``adam`` (Kingma & Ba 2015), which
+    decays no weights, or ``muon`` (Jordan et al. 2024), which moves matrices only."""
     learning_rate: float = 2e-4
     """Peak rate, above 0, reached at the end of the warm-up."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, 0 or more."""
+    """Weight decay, 0 or more: decoupled with ``adamw``, added to the gradient with ``muon``."""
     warmup_steps: int = 100
     """Updates over which the rate rises from 0 to its peak, 0 or more."""
     schedule: Schedule = Schedule.cosine
@@ -337,6 +352,11 @@ class OptimizerConfig:
             _check(value > 0 and math.isfinite(value), f"optimizer.{name}", value, "above 0")
         decay = self.weight_decay
         _check(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
+        if decay and self.name == OptimizerName.adam:
+            raise ConfigError(
+                f"optimizer.weight_decay is {decay:g}, but optimizer.name is adam, which decays no "
+                "weights; set optimizer.weight_decay=0, or optimizer.name=adamw."
+            )
         _check_count("optimizer", self, "warmup_steps", least=0)
 
 
@@ -355,20 +375,41 @@ class TrainerConfig:
     save_every: int = 250
     """Updates between checkpoints, 1 or more; the last one is always saved."""
     eval_every: int | None = None
-    """Updates between validation losses; null is once an epoch."""
+    """Updates between evaluations (validation loss, monitor); null is once an epoch."""
     patience: int | None = None
-    """Evaluations without a better validation loss before stopping; null never stops early."""
+    """Evaluations without a better ``monitor`` before stopping; null never stops early."""
+    monitor: Monitor = Monitor.val_loss
+    """What tells the best checkpoint: ``val_loss``, or of free greedy answers to ``monitor_rows``
+    validation rows ``format_compliance`` (larger is better) or ``score_mae`` (smaller is)."""
+    monitor_rows: int = 16
+    """Validation rows answered at each evaluation with a ``monitor`` other than ``val_loss``, 1 or
+    more."""
+    max_bad_steps: int = 3
+    """Updates in a row that are left out because loss or gradient is not finite or a spike, 0 or
+    more; one more ends the run."""
+    spike: float | None = 10.0
+    """Times the median of the latest 64 updates above which a loss or gradient norm is a spike,
+    above 1; null knows none."""
+    ema: float | None = None
+    """Decay of an average of the adapter over the updates, above 0 and below 1, which is evaluated
+    and kept in the adapter's place; null keeps the adapter itself."""
     grad_checkpoint: bool = False
     """Recompute each layer in the backward pass: about a third more time for less memory."""
     seed: int = 0
     """Seed of the adapter's initial weights, the batches and the dropout, 0 or more."""
     resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
-    """``never``, ``auto`` (the newest whole checkpoint of this ``output_dir``), or a checkpoint."""
+    """``never``, a checkpoint, or ``auto``: the newest whole checkpoint of ``task.output_dir``, or
+    where that is null, of the newest run of this experiment that was not finished."""
 
     def __post_init__(self) -> None:
         _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")
         _check_count("trainer", self, "save_every", "eval_every", "patience")
-        _check_count("trainer", self, "seed", least=0)
+        _check_count("trainer", self, "monitor_rows")
+        _check_count("trainer", self, "seed", "max_bad_steps", least=0)
+        value = self.spike
+        _check(value is None or 1 < value < math.inf, "trainer.spike", value, "above 1, or null")
+        value = self.ema
+        _check(value is None or 0 < value < 1, "trainer.ema", value, "above 0 and below 1, or null")
         _check(self.resume != "", "trainer.resume", "empty", "never, auto or a checkpoint's path")
 
 
@@ -606,6 +647,11 @@ class Config:
             self.experiment_name or "empty",
             "a plain folder name of letters, digits, '_', '.' and '-'",
         )
+        if self.optimizer.name == OptimizerName.muon and self.lora.method == LoraMethod.dora:
+            raise ConfigError(
+                "optimizer.name is muon, which moves matrices, but lora.method is dora, which also "
+                "trains a vector of magnitudes; use optimizer.name=adamw."
+            )
         if self.eval.judge_url is not None and self.eval.seeds > 1:
             raise ConfigError(
                 f"eval.seeds={self.eval.seeds} answers every row as often, which is more than "

@@ -199,9 +199,11 @@ class Lab:
         rate: float = 5e-3,
         batch_size: int = 2,
         seed: int = 0,
+        optimizer: str = "adamw",
+        plus: float = 1.0,
         **options: Any,
     ) -> Any:
-        """A trainer with AdamW, warm-up of 2 updates and cosine decay, over 6 updates."""
+        """A trainer over 6 updates, with a warm-up of 2 and cosine decay."""
         from mondrian_ft.data.batches import BatchStream
         from mondrian_ft.model.features import FeatureStore
         from mondrian_ft.training import optim
@@ -209,8 +211,9 @@ class Lab:
         from mondrian_ft.training.trainer import Trainer
 
         schedule = optim.learning_rate(rate, warmup=2, total=6, schedule="cosine")
-        optimizer = optim.adamw(schedule, weight_decay=0.01)
-        optimizer.init(base.model.trainable_parameters())
+        decay = 0.0 if optimizer == "adam" else 0.01
+        moving = optim.build(optimizer, schedule, weight_decay=decay, plus=plus)
+        moving.init(base.model.trainable_parameters())
         options = {
             "validation": (),
             "max_steps": 6,
@@ -220,7 +223,7 @@ class Lab:
         }
         return Trainer(
             base.backbone,
-            optimizer,
+            moving,
             BatchStream(examples, batch_size=batch_size, seed=seed, pad_token=base.pad_token),
             FeatureStore(base.backbone),
             options.pop("validation"),

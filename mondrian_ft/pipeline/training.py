@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,8 @@ from ..data.pixels import PixelSettings, fingerprint
 from ..data.prompt import fingerprint as prompt_fingerprint
 from ..data.rows import Row
 from ..errors import DataError, Interrupted, TrainingError
+from ..evaluation import evidence, metrics
+from ..evaluation.monitoring import AnswerMonitor
 from ..evaluation.probing import probe_inputs
 from ..files import atomic_write_bytes, atomic_write_json
 from ..model import adapter as adapters
@@ -24,9 +24,10 @@ from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
-from ..training import callbacks, optim, preflight
+from ..training import callbacks, lock, optim, preflight
 from ..training.checkpoint import CheckpointDir
-from ..training.trainer import Trainer
+from ..training.trainer import Trainer, TrainState
+from . import resuming
 from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
@@ -34,18 +35,6 @@ from .words import resume_command
 if TYPE_CHECKING:
     from ..config import Config
     from ..run import Run
-
-_WRITTEN = (
-    adapters.WEIGHTS,
-    adapters.CONFIG,
-    adapters.MANIFEST,
-    "training_args.json",
-    "training_log.jsonl",
-    "README.md",
-    "checkpoints",
-    "evaluation",
-)
-"""What a run leaves in its adapter directory."""
 
 
 def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base, FeatureStore]:
@@ -134,8 +123,23 @@ def train(
     parts: Parts,
     folder: Path,
 ) -> tuple[Adapter, float | None]:
-    """Train, and write the adapter directory. Returns it and its validation loss."""
+    """Train, and write the adapter directory. Returns it and its validation loss.
 
+    Raises:
+        TrainingError: another process trains into ``folder``, or the run cannot start or go on.
+    """
+    with lock.held(folder, run.warn):
+        return _train(config, run, base, features, parts, folder)
+
+
+def _train(
+    config: Config,
+    run: Run,
+    base: Base,
+    features: FeatureStore,
+    parts: Parts,
+    folder: Path,
+) -> tuple[Adapter, float | None]:
     stream = training_stream(config, run, base, parts.train)
     examples = stream.examples
     validation = encode_rows(config, run, base, parts.val)
@@ -170,32 +174,25 @@ def train(
         markup=False,
     )
     pixels = pixel_facts(base, pixel_settings(config))
-    plain = run.resolved
-    identity = {
-        f"{group}.{key}": value
-        for group in ("lora", "optimizer", "trainer")
-        for key, value in plain[group].items()
-        if key != "resume"
-    }
-    identity |= {
-        "data lock": parts.lock,
-        "base weights": base.identity.weights,
-        "base quantisation": base.identity.quantization,
-        "pixels": pixels["fingerprint"],
-    }
+    identity = resuming.identity(run, base, parts, pixels["fingerprint"])
     log = run.folder / "training_log.jsonl"
-    checkpoints = CheckpointDir(folder / "checkpoints", identity, log=log)
-    start = _checkpoint_to_resume(config, run, checkpoints, folder)
+    checkpoints = CheckpointDir(folder / resuming.CHECKPOINTS, identity, log=log)
+    own = folder == run.folder / "adapter"
+    start = resuming.checkpoint(config, run, checkpoints, folder, named=not own)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,
         warmup=config.optimizer.warmup_steps,
         total=total,
         schedule=str(config.optimizer.schedule),
     )
-    optimizer = getattr(optim, config.optimizer.name)(
-        rate, weight_decay=config.optimizer.weight_decay
+    optimizer = optim.build(
+        str(config.optimizer.name),
+        rate,
+        weight_decay=config.optimizer.weight_decay,
+        plus=config.lora.plus,
     )
     optimizer.init(base.model.trainable_parameters())
+    answers = monitor(config, base, features, parts, validation)
     trainer = Trainer(
         base.backbone,
         optimizer,
@@ -209,13 +206,23 @@ def train(
         save_every=config.trainer.save_every,
         eval_every=config.trainer.eval_every or updates,
         patience=config.trainer.patience,
+        monitor=answers,
+        max_bad_steps=config.trainer.max_bad_steps,
+        spike=config.trainer.spike,
+        ema=config.trainer.ema,
         grad_checkpoint=config.trainer.grad_checkpoint,
     )
     if start is not None:
         checkpoints.restore(trainer, start)
+        checkpoints.adopt(start)
         run.console.print(f"Resumed after update {trainer.state.step}.", markup=False)
+        run.record(resumed_from=str(start))
     progress = callbacks.Progress(run.console, total, trainer.state.step)
-    trainer.callbacks = [callbacks.Logging(run.tracker.log), progress]
+    trainer.callbacks = [
+        callbacks.Logging(run.tracker.log, total, answers.name if answers else None),
+        callbacks.Warnings(run.warn, trainer.fault),
+        progress,
+    ]
     try:
         with progress:
             result = trainer.fit()
@@ -229,6 +236,7 @@ def train(
     checkpoints.load_adapter(kept, base.model)
     base.model.eval()
     step = int(kept.name.removeprefix("step_"))
+    kept_as = f"best {answers.name}" if answers else "best validation loss"
     loss = state.best_loss if step == state.best_step else state.val_loss
     adapter = adapters.save(
         folder,
@@ -244,12 +252,12 @@ def train(
             "training": {
                 "updates": state.step,
                 "kept_update": step,
-                "kept": "best validation loss"
-                if step == state.best_step and parts.test
-                else "last",
+                "kept": kept_as if step == state.best_step and parts.test else "last",
                 "val_loss": loss,
                 "rows": len(examples),
+                "rows_too_long": len(parts.train) - len(examples),
                 "rows_seen": sum(1 for count in state.visits if count),
+                "bad_steps": state.bad_steps,
                 "stopped_early": result.stopped_early,
                 "seconds": round(result.seconds, 1),
             },
@@ -257,7 +265,8 @@ def train(
             "trained_on": sorted({row.image_sha256 for row in parts.train}),
         },
     )
-    atomic_write_json(folder / "training_args.json", plain)
+    atomic_write_json(folder / "training_args.json", run.resolved)
+    write_visits(run, examples, state)
     if log.is_file():
         atomic_write_bytes(folder / "training_log.jsonl", log.read_bytes())
     run.record(
@@ -268,23 +277,43 @@ def train(
     return adapter, loss
 
 
-def _checkpoint_to_resume(config: Config, run: Run, checkpoints: Any, folder: Path) -> Path | None:
-    """Where to go on from, None to start afresh; an earlier run's files are moved aside."""
-    wish = config.trainer.resume
-    if wish == "never":
-        # Only what a run writes is moved: the folder may hold, or be, something else as well.
-        earlier = [folder / name for name in _WRITTEN if (folder / name).exists()]
-        if (folder / adapters.MANIFEST).exists() or checkpoints.folder.exists():
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-            aside = folder / f"before-{stamp}"
-            aside.mkdir(parents=True)
-            for path in earlier:
-                shutil.move(path, aside / path.name)
-            run.warn(f"{folder} held an earlier run, which is now in {aside}")
+def monitor(
+    config: Config,
+    base: Base,
+    features: FeatureStore,
+    parts: Parts,
+    validation: Sequence[Example],
+) -> AnswerMonitor | None:
+    """What ``trainer.monitor`` names; None for the validation loss, which is measured anyway.
+
+    Raises:
+        TrainingError: there are no validation rows to stop by or to ask.
+    """
+    name = str(config.trainer.monitor)
+    asked = name != "val_loss"
+    if not validation and (asked or config.trainer.patience is not None):
+        key = f"trainer.monitor={name}" if asked else f"trainer.patience={config.trainer.patience}"
+        raise TrainingError(
+            f"{key} goes by validation rows, and there are none; give data.val_split a share"
+        )
+    if not asked:
         return None
-    if wish == "auto":
-        return checkpoints.last()
-    path = Path(wish)
-    if not path.is_dir():
-        raise TrainingError(f"trainer.resume={wish} is no folder; give never, auto or a checkpoint")
-    return path
+    return AnswerMonitor(
+        base,
+        features,
+        validation,
+        name,
+        rows=config.trainer.monitor_rows,
+        batch_size=config.eval.batch_size,
+        max_tokens=config.eval.max_tokens,
+        dimensions=evidence.agreed_dimensions([metrics.read(row.response) for row in parts.train]),
+    )
+
+
+def write_visits(run: Run, examples: Sequence[Example], state: TrainState) -> None:
+    """How often each row was trained on, as ``row_visits.json`` in the run folder."""
+    counts = [
+        {"job_id": one.row.job_id, "advisor": one.row.advisor, "visits": count}
+        for one, count in zip(examples, state.visits, strict=True)
+    ]
+    atomic_write_json(run.folder / "row_visits.json", counts, levels=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .trainer import TrainState, Update
@@ -14,42 +17,104 @@ Log = Callable[[Mapping[str, Any], int, str], None]
 """``log(metrics, step, kind)``, kind being ``step`` or ``eval``."""
 
 
+class Pace:
+    """How long updates take, by the median of the latest: the first ones compile."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=50)
+
+    def take(self, update: Update) -> None:
+        """Take note of an update."""
+        self._seconds.append(update.seconds + update.data_seconds)
+
+    def left(self, updates: int) -> float:
+        """Seconds that so many updates will take; evaluations are not in it."""
+        return median(self._seconds) * updates
+
+
 class Logging:
     """Sends every update and every evaluation to a tracker.
 
     Args:
         log: where to.
+        total: updates of the whole run, for the time that is left; None leaves that out.
+        monitor: what the monitor measures, to call its figure by.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, total: int | None = None, monitor: str | None = None) -> None:
         self.log = log
+        self.total = total
+        self.monitor = monitor
+        self.pace = Pace()
 
     def on_step(self, state: TrainState, update: Update) -> None:
-        self.log(
-            {
-                "epoch": update.epoch,
-                "loss": update.loss,
-                "learning_rate": update.learning_rate,
-                "grad_norm": update.grad_norm,
-                "tokens_per_second": update.total_tokens / update.seconds,
-                "trained_tokens": update.tokens,
-                "peak_memory_gb": update.peak_memory / 1e9,
-                "seconds": update.seconds,
-            },
-            state.step,
-            "step",
-        )
+        self.pace.take(update)
+        metrics: dict[str, float | int | None] = {
+            "epoch": update.epoch,
+            "loss": update.loss,
+            "learning_rate": update.learning_rate,
+            "grad_norm": update.grad_norm,
+            "tokens_per_second": update.total_tokens / update.seconds,
+            "trained_tokens_per_second": update.tokens / update.seconds,
+            "trained_tokens": update.tokens,
+            "data_wait_seconds": update.data_seconds,
+            "peak_memory_gb": update.peak_memory / 1e9,
+            "seconds": update.seconds,
+            "bad_steps": state.bad_steps,
+        }
+        if update.correct is not None:
+            metrics["token_accuracy"] = update.correct / update.tokens
+        if update.slots:
+            metrics["padding_share"] = 1 - update.total_tokens / update.slots
+        if self.total is not None:
+            metrics["eta_seconds"] = self.pace.left(self.total - state.step)
+        self.log(metrics, state.step, "step")
 
     def on_eval(self, state: TrainState) -> None:
-        self.log({"val_loss": state.val_loss, "best_step": state.best_step}, state.step, "eval")
+        metrics = {"val_loss": state.val_loss, "best_step": state.best_step}
+        if self.monitor is not None:
+            metrics[self.monitor] = state.value
+        self.log(metrics, state.step, "eval")
 
     def on_end(self, state: TrainState) -> None:
         seen = [count for count in state.visits if count]
         self.log(
-            {"rows_seen": len(seen), "rows": len(state.visits), "visits_min": min(state.visits)},
+            {
+                "rows_seen": len(seen),
+                "rows": len(state.visits),
+                "visits_min": min(state.visits),
+                "visits_max": max(state.visits),
+                "bad_steps": state.bad_steps,
+            },
             state.step,
             "end",
         )
+
+
+class Warnings:
+    """Says which updates were not applied, and on which rows.
+
+    Args:
+        warn: called with a sentence.
+        fault: what was wrong with an update; ``Trainer.fault``.
+    """
+
+    def __init__(self, warn: Callable[[str], None], fault: Callable[[Update], str]) -> None:
+        self.warn = warn
+        self.fault = fault
+
+    def on_step(self, state: TrainState, update: Update) -> None:
+        if not update.applied:
+            self.warn(
+                f"update {state.step} {self.fault(update)} on rows {', '.join(update.rows)}; it "
+                "was not applied"
+            )
+
+    def on_eval(self, state: TrainState) -> None:
+        pass
+
+    def on_end(self, state: TrainState) -> None:
+        pass
 
 
 class Progress:
@@ -76,6 +141,7 @@ class Progress:
         self.console = console
         self.total = total
         self.val = ""
+        self.pace = Pace()
         self.bar = None
         if console.is_terminal:
             self.bar = Progress(
@@ -100,14 +166,21 @@ class Progress:
             self.bar.stop()
 
     def on_step(self, state: TrainState, update: Update) -> None:
+        self.pace.take(update)
+        accuracy = ""
+        if update.correct is not None:
+            accuracy = f"  right {update.correct / update.tokens:.0%}"
         figures = (
-            f"loss {update.loss:.3f}{self.val}  {update.total_tokens / update.seconds:,.0f} tok/s  "
+            f"loss {update.loss:.3f}{self.val}{accuracy}  "
+            f"{update.total_tokens / update.seconds:,.0f} tok/s  "
             f"{update.peak_memory / 1e9:.1f} GB"
         )
         if self.bar:
             self.bar.update(self.task, completed=state.step, figures=figures)
         elif state.step % max(1, self.total // 10) == 0 or state.step == 1:
-            self.console.print(f"  update {state.step}/{self.total}  {figures}", highlight=False)
+            left = timedelta(seconds=round(self.pace.left(self.total - state.step)))
+            line = f"  update {state.step}/{self.total}  {figures}  left {left}"
+            self.console.print(line, highlight=False)
 
     def on_eval(self, state: TrainState) -> None:
         self.val = f"  val {state.val_loss:.3f}"

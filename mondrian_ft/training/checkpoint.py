@@ -19,7 +19,7 @@ from .trainer import Trainer, TrainState
 
 _STEP = "step_{:06d}"
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
-_BEST, _LOG = "best.json", "training_log.jsonl"
+_BEST, _LOG, _AVERAGE = "best.json", "training_log.jsonl", "average.safetensors"
 
 
 class CheckpointDir:
@@ -56,6 +56,8 @@ class CheckpointDir:
             temporary.mkdir(parents=True)
             _save_tensors(temporary / _ADAPTER, lora.tensors(trainer.model))
             _save_tensors(temporary / _OPTIMIZER, _optimizer_tensors(trainer.optimizer))
+            if trainer.average is not None and trainer.average.values:
+                _save_tensors(temporary / _AVERAGE, trainer.average.values)
             state = asdict(trainer.state)
             state["best_loss"] = None if trainer.state.best_step is None else state["best_loss"]
             atomic_write_json(temporary / _STATE, {"identity": self.identity, "state": state})
@@ -103,7 +105,8 @@ class CheckpointDir:
             theirs, state = content["identity"], dict(content["state"])
             tensors = _load_tensors(path / _ADAPTER)
             moments = _load_tensors(path / _OPTIMIZER)
-            mx.eval(tensors, moments)
+            averaged = _load_tensors(path / _AVERAGE) if (path / _AVERAGE).is_file() else {}
+            mx.eval(tensors, moments, averaged)
             state["cursor"] = Cursor(**state["cursor"])
             state["best_loss"] = float("inf") if state["best_loss"] is None else state["best_loss"]
             restored = TrainState(**state)
@@ -112,12 +115,7 @@ class CheckpointDir:
                 f"checkpoint {path} is damaged ({_reason(error)}); name an earlier one with "
                 "trainer.resume, or start afresh with trainer.resume=never"
             ) from error
-        differing = [
-            f"{name} was {theirs.get(name)!r} and is {value!r}"
-            for name, value in self.identity.items()
-            if theirs.get(name) != value
-        ]
-        if differing:
+        if differing := self._differing(theirs):
             raise TrainingError(
                 f"{path} belongs to another run: {'; '.join(differing)}; set it back, or start "
                 "afresh with trainer.resume=never and another task.output_dir"
@@ -125,12 +123,60 @@ class CheckpointDir:
         lora.set_tensors(trainer.model, tensors)
         _set_optimizer(trainer.optimizer, moments)
         trainer.state = restored
+        if trainer.average is not None:
+            trainer.average.values = averaged
         if self.log is not None and (path / _LOG).is_file():
             atomic_write_bytes(self.log, (path / _LOG).read_bytes())
 
+    def adopt(self, path: Path) -> None:
+        """Copy a checkpoint of another folder, and the best one beside it, into this one.
+
+        A run that goes on in a folder of its own can then be stopped and resumed there.
+        """
+        if path.parent.absolute() == self.folder.absolute():
+            return
+        theirs = CheckpointDir(path.parent, {}, keep=self.keep)
+        best = theirs.best()
+        if best is not None and best.name > path.name:
+            best = None  # found after the point that is gone on from
+        try:
+            for one in {path, best} - {None}:
+                temporary = self.folder / f".tmp-{one.name}"
+                shutil.copytree(one, temporary)
+                # Copied with its time, it would look as old as the run that it comes from.
+                temporary.touch()
+                publish_dir(temporary, self.folder / one.name, replace=True)
+        except OSError as error:
+            raise TrainingError(
+                f"checkpoint {path} could not be copied to {self.folder} ({_reason(error)}); free "
+                "some space, or go on in its own folder with task.output_dir"
+            ) from error
+        if best is not None:
+            self.mark_best(int(best.name.removeprefix("step_")))
+
+    def differences(self, path: Path) -> list[str]:
+        """What keeps a checkpoint from being one of this run, each as ``x was 1 and is 2``.
+
+        Raises:
+            OSError, ValueError, KeyError: it cannot be read.
+        """
+        theirs = json.loads((path / _STATE).read_text())["identity"]
+        return self._differing(theirs)
+
+    def _differing(self, theirs: dict[str, Any]) -> list[str]:
+        return [
+            f"{name} was {theirs.get(name)!r} and is {value!r}"
+            for name, value in self.identity.items()
+            if theirs.get(name) != value
+        ]
+
     def load_adapter(self, path: Path, model: Any) -> None:
-        """Put a checkpoint's adapter, and nothing else of it, into a model."""
-        lora.set_tensors(model, _load_tensors(path / _ADAPTER))
+        """Put a checkpoint's adapter, and nothing else of it, into a model.
+
+        Where the run keeps an average, that is its adapter.
+        """
+        averaged = path / _AVERAGE
+        lora.set_tensors(model, _load_tensors(averaged if averaged.is_file() else path / _ADAPTER))
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step_*") if _whole(path))
@@ -139,6 +185,10 @@ class CheckpointDir:
         best = self.best()
         for path in self._steps()[: -self.keep]:
             if path != best:
+                shutil.rmtree(path)
+        # What a kill left behind in the middle of writing or of removing.
+        for path in [*self.folder.glob(".tmp-step_*"), *self.folder.glob("step_*")]:
+            if not _whole(path) or path.name.startswith("."):
                 shutil.rmtree(path)
 
 

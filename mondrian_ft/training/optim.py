@@ -1,10 +1,11 @@
-"""Optimizer and learning-rate schedule. Steps are updates, never micro-batches."""
+"""Optimizers and learning-rate schedules. Steps are updates, never micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import TrainingError
 from ..model.backend import mx
 
 Schedule = Callable[[mx.array], mx.array]
@@ -49,6 +50,30 @@ def peak_reached(peak: float, *, warmup: int, total: int) -> float:
     return peak if warmup <= total else peak * total / warmup
 
 
+def build(name: str, rate: Schedule, *, weight_decay: float, plus: float = 1.0) -> Any:
+    """An optimizer by name: ``adamw``, ``adam`` or ``muon``.
+
+    Args:
+        rate: its learning rate.
+        weight_decay: see each optimizer.
+        plus: how many times that rate the matrices B move with (LoRA+, Hayou et al. 2024).
+
+    Returns:
+        An MLX optimizer. With a ``plus`` other than 1 it is made of two, whose states are apart;
+        the rate that it tells is that of A.
+    """
+    make = {"adamw": adamw, "adam": adam, "muon": muon}[name]
+    if plus == 1.0:
+        return make(rate, weight_decay=weight_decay)
+    from mlx.optimizers import MultiOptimizer
+
+    def faster(done: mx.array) -> mx.array:
+        return plus * rate(done)
+
+    others, b = make(rate, weight_decay=weight_decay), make(faster, weight_decay=weight_decay)
+    return MultiOptimizer([others, b], [lambda path, _: not path.endswith("lora_b")])
+
+
 def adamw(rate: Schedule, *, weight_decay: float) -> Any:
     """AdamW (Loshchilov and Hutter 2019) with bias correction, which MLX leaves off by default."""
     from mlx.optimizers import AdamW
@@ -56,3 +81,29 @@ def adamw(rate: Schedule, *, weight_decay: float) -> Any:
     return AdamW(
         rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True
     )
+
+
+def adam(rate: Schedule, *, weight_decay: float) -> Any:
+    """Adam (Kingma and Ba 2015) with bias correction; it decays no weights.
+
+    Raises:
+        TrainingError: a weight decay is asked for.
+    """
+    from mlx.optimizers import Adam
+
+    if weight_decay:
+        raise TrainingError(
+            f"optimizer.weight_decay is {weight_decay:g}, but adam decays no weights; set it to 0 "
+            "or use optimizer.name=adamw"
+        )
+    return Adam(rate, betas=[0.9, 0.999], eps=1e-8, bias_correction=True)
+
+
+def muon(rate: Schedule, *, weight_decay: float) -> Any:
+    """Muon (Jordan et al. 2024): momentum 0.95, orthogonalised, for matrices.
+
+    Its weight decay is no decoupled one: MLX adds ``weight_decay`` · w to the gradient.
+    """
+    from mlx.optimizers import Muon
+
+    return Muon(rate, momentum=0.95, weight_decay=weight_decay)

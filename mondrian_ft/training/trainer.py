@@ -12,8 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from ..errors import DivergedError, Interrupted
 from ..model.backend import mx, nn, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
+from . import guard
+from .average import Average
 from .loss import device_batch, token_losses
 
 
@@ -30,29 +32,75 @@ class TrainState:
     """Where a run stands; with the adapter and the optimizer, all that a resume needs.
 
     Attributes:
-        step: updates done.
+        step: updates done, those that were not applied among them.
         cursor: where the batch stream stands.
-        best_loss, best_step: lowest validation loss so far, and the step it was measured at.
+        best_loss, best_step: validation loss at the best evaluation so far, and its step.
+        best_value: what the monitor measured there; None without a monitor.
         val_loss: the latest validation loss, None before the first.
+        value: what the monitor measured last, None without one or where it could not.
         stale: evaluations since the best one.
-        visits: how often each training row was seen.
+        visits: how often each training row was trained on.
+        losses, norms: of the latest applied updates, :data:`guard.WINDOW` at most.
+        bad_steps: updates that were not applied.
+        bad_in_row: those of them since the last applied one.
     """
 
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
     best_loss: float = math.inf
     best_step: int | None = None
+    best_value: float | None = None
     val_loss: float | None = None
+    value: float | None = None
     stale: int = 0
     visits: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    bad_steps: int = 0
+    bad_in_row: int = 0
 
     def observe(self, loss: float) -> None:
         """Take note of a validation loss measured at this step."""
         self.val_loss = loss
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.stale = loss, self.step, 0
+        self._rank(loss < self.best_loss)
+
+    def observe_value(self, loss: float, value: float | None, *, larger: bool) -> None:
+        """Take note of what the monitor measured at this step, and of the validation loss.
+
+        The loss decides between equal values, such as answers that all keep the format. A value
+        that could not be measured is never the best.
+
+        Args:
+            larger: whether a larger value is a better one.
+        """
+        self.val_loss, self.value = loss, value
+        better = False
+        if value is not None:
+            sign = -1 if larger else 1
+            best = math.inf if self.best_value is None else sign * self.best_value
+            better = (sign * value, loss) < (best, self.best_loss)
+        self._rank(better)
+
+    def _rank(self, better: bool) -> None:
+        if better and self.val_loss is not None:
+            self.best_loss, self.best_step, self.stale = self.val_loss, self.step, 0
+            self.best_value = self.value
         else:
             self.stale += 1
+
+    def advance(self, update: Update, rows: Sequence[int], cursor: Cursor) -> None:
+        """Take note of an update on these rows; the stream stands at ``cursor`` after it."""
+        self.step += 1
+        self.cursor = cursor
+        if not update.applied:
+            self.bad_steps += 1
+            self.bad_in_row += 1
+            return
+        self.bad_in_row = 0
+        for row in rows:
+            self.visits[row] += 1
+        self.losses = [*self.losses, update.loss][-guard.WINDOW :]
+        self.norms = [*self.norms, update.grad_norm][-guard.WINDOW :]
 
 
 @dataclass(frozen=True)
@@ -67,6 +115,12 @@ class Update:
         seconds: wall time.
         epoch: from 0.
         peak_memory: bytes, the most MLX has held since the run began.
+        applied: whether the weights were changed; not where loss or gradient was not finite or
+            above the limits of :meth:`Trainer.limits`.
+        correct: trained tokens that were the most likely ones, None if they were not counted.
+        slots: tokens of the batches, padding among them; 0 if not counted.
+        data_seconds: wall time spent waiting for the batches, before ``seconds``.
+        rows: job ids of its rows.
     """
 
     loss: float
@@ -77,6 +131,11 @@ class Update:
     seconds: float
     epoch: int
     peak_memory: int
+    applied: bool = True
+    correct: int | None = None
+    slots: int = 0
+    data_seconds: float = 0.0
+    rows: tuple[str, ...] = ()
 
 
 class Callback(Protocol):
@@ -85,6 +144,18 @@ class Callback(Protocol):
     def on_step(self, state: TrainState, update: Update) -> None: ...
     def on_eval(self, state: TrainState) -> None: ...
     def on_end(self, state: TrainState) -> None: ...
+
+
+class Monitor(Protocol):
+    """Measures the model as it is now, and says which of two values is better.
+
+    ``larger`` is whether the larger one is. A value that could not be measured is None. It may
+    change no number of the run: neither weights nor random state.
+    """
+
+    @property
+    def larger(self) -> bool: ...
+    def __call__(self) -> float | None: ...
 
 
 class Checkpointer(Protocol):
@@ -119,6 +190,11 @@ class Trainer:
         max_grad_norm: global norm the gradient is clipped to; 0 leaves it as it is.
         save_every, eval_every: in updates.
         patience: evaluations without improvement that end the run; None never does.
+        monitor: what an evaluation is ranked by; None for the validation loss.
+        max_bad_steps: updates in a row that may be left out as not finite or a spike; one more
+            ends the run.
+        spike: see :func:`guard.limits`; None knows no spikes.
+        ema: decay of the average of the adapter that is evaluated and kept, None for none.
         grad_checkpoint: recompute layers in the backward pass to save memory.
         callbacks: who looks on.
     """
@@ -138,6 +214,10 @@ class Trainer:
         save_every: int,
         eval_every: int,
         patience: int | None = None,
+        monitor: Monitor | None = None,
+        max_bad_steps: int = 0,
+        spike: float | None = None,
+        ema: float | None = None,
         grad_checkpoint: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -154,6 +234,10 @@ class Trainer:
         self.save_every = save_every
         self.eval_every = eval_every
         self.patience = patience
+        self.monitor = monitor
+        self.max_bad_steps = max_bad_steps
+        self.spike = spike
+        self.average = None if ema is None else Average(ema)
         self.grad_checkpoint = grad_checkpoint
         self.callbacks = callbacks
         self.state = TrainState(visits=[0] * len(batches.examples))
@@ -162,8 +246,8 @@ class Trainer:
         """Train from the present state to the end.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; that update was not applied. Or the
-                validation loss is not.
+            DivergedError: more than ``max_bad_steps`` updates in a row were not finite, or spikes;
+                none of them was applied. Or the validation loss is not finite.
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was written.
         """
         state, started = self.state, time.perf_counter()
@@ -175,18 +259,7 @@ class Trainer:
                 if evaluate or self._due(self.save_every):
                     self.checkpointer.save(self)
                 if evaluate and self.validation:
-                    loss = self.validation_loss()
-                    if not math.isfinite(loss):
-                        raise DivergedError(
-                            f"the validation loss after update {state.step} is {loss:g}, so the "
-                            "model can no longer be used; lower optimizer.learning_rate and start "
-                            f"again, or go on from an earlier checkpoint than step {state.step}"
-                        )
-                    state.observe(loss)
-                    if state.best_step == state.step:
-                        self.checkpointer.mark_best(state.step)
-                    for callback in self.callbacks:
-                        callback.on_eval(state)
+                    self._evaluate()
                 early = self.patience is not None and state.stale >= self.patience
                 if last or early:
                     for callback in self.callbacks:
@@ -198,20 +271,55 @@ class Trainer:
                         f"training was stopped after update {state.step} of {self.max_steps}; "
                         f"everything up to there is in {path}"
                     )
-                update = self.update(self.batches.update(self.accumulate))
-                state.step += 1
-                state.cursor = self.batches.cursor
-                for callback in self.callbacks:
-                    callback.on_step(state, update)
+                self._advance()
+
+    def _evaluate(self) -> None:
+        """Validation loss and monitor, of the average if there is one."""
+        state = self.state
+        with self.average.worn(self.model) if self.average else nullcontext():
+            loss = self.validation_loss()
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the validation loss after update {state.step} is {loss:g}, so the model can "
+                    "no longer be used; lower optimizer.learning_rate and start again, or go on "
+                    f"from an earlier checkpoint than step {state.step}"
+                )
+            if self.monitor is None:
+                state.observe(loss)
+            else:
+                state.observe_value(loss, self.monitor(), larger=self.monitor.larger)
+        if state.best_step == state.step:
+            self.checkpointer.mark_best(state.step)
+        for callback in self.callbacks:
+            callback.on_eval(state)
+
+    def _advance(self) -> None:
+        """One update on the next rows, applied or not."""
+        state, asked = self.state, time.perf_counter()
+        batches = self.batches.update(self.accumulate)
+        waited = time.perf_counter() - asked
+        names = tuple(example.row.job_id for batch in batches for example in batch.examples)
+        update = replace(self.update(batches), data_seconds=waited, rows=names)
+        if not update.applied and state.bad_in_row >= self.max_bad_steps:
+            raise self._diverged(update)
+        state.advance(update, [row for batch in batches for row in batch.rows], self.batches.cursor)
+        if self.average is not None and update.applied:
+            self.average.take(self.model, state.step - state.bad_steps)
+        for callback in self.callbacks:
+            callback.on_step(state, update)
+
+    def limits(self) -> tuple[float, float]:
+        """The highest loss and gradient norm the next update may have to be applied."""
+        return guard.limits(
+            self.state.losses, self.state.norms, factor=self.spike, floor=self.max_grad_norm
+        )
 
     def update(self, micro_batches: Sequence[Batch]) -> Update:
         """One update from one or more micro-batches, weighted by their trained tokens.
 
         The gradient is that of the mean over all trained tokens of the update, however they are
-        divided into micro-batches.
-
-        Raises:
-            DivergedError: loss or gradient norm is not finite. Nothing was changed.
+        divided into micro-batches. An update that is not finite, or above :meth:`limits`, changes
+        neither weights nor optimizer.
         """
         from mlx.optimizers import clip_grad_norm
         from mlx.utils import tree_map
@@ -240,13 +348,12 @@ class Trainer:
             clipped = grads
         mx.eval(total, norm)
         mean, norm = number(total), number(norm)
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise self._diverged(micro_batches, mean, norm)
-        self.optimizer.update(self.model, clipped)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        for batch in micro_batches:
-            for row in batch.rows:
-                self.state.visits[row] += 1
+        most_loss, most_norm = self.limits()
+        finite = math.isfinite(mean) and math.isfinite(norm)
+        applied = finite and mean <= most_loss and norm <= most_norm
+        if applied:
+            self.optimizer.update(self.model, clipped)
+            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return Update(
             loss=mean,
             grad_norm=norm,
@@ -258,6 +365,8 @@ class Trainer:
             seconds=time.perf_counter() - started,
             epoch=self.state.cursor.epoch,
             peak_memory=mx.get_peak_memory(),
+            applied=applied,
+            slots=sum(batch.tokens.size for batch in micro_batches),
         )
 
     def validation_loss(self) -> float:
@@ -272,15 +381,24 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.state.step > 0 and self.state.step % every == 0
 
-    def _diverged(self, micro_batches: Sequence[Batch], loss: float, norm: float) -> DivergedError:
-        rows = [example.row.job_id for batch in micro_batches for example in batch.examples]
+    def _diverged(self, update: Update) -> DivergedError:
         saved = self.checkpointer.last()
         back = f"the last good checkpoint is {saved}" if saved else "no checkpoint was due yet"
+        before = self.state.bad_in_row
+        so_far = f", and neither was what came before it ({before} in a row)" if before else ""
         return DivergedError(
-            f"update {self.state.step + 1} has loss {loss:g} and gradient norm {norm:g} on rows "
-            f"{', '.join(rows)}; it was not applied, and {back}; lower optimizer.learning_rate or "
-            "leave those rows out"
+            f"update {self.state.step + 1} {self.fault(update)} on rows {', '.join(update.rows)}; "
+            f"it was not applied{so_far}, and {back}; lower optimizer.learning_rate or leave those "
+            "rows out"
         )
+
+    def fault(self, update: Update) -> str:
+        """What is wrong with an update that was not applied, as part of a sentence."""
+        told = f"has loss {update.loss:g} and gradient norm {update.grad_norm:g}"
+        if math.isfinite(update.loss) and math.isfinite(update.grad_norm):
+            loss, norm = self.limits()
+            told += f", far above those before it (limits {loss:.3g} and {norm:.3g})"
+        return told
 
 
 def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStore) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import re
 import resource
 import shlex
@@ -168,6 +170,46 @@ def test_ctrl_c_while_comparing(prepared: Prepared) -> None:
     assert "Resumed after update 2." in done.stdout
     assert (adapter / WEIGHTS).read_bytes() == weights
     assert (adapter / "evaluation" / "comparison_report.json").is_file()
+
+
+def _killed(prepared: Prepared, at: str) -> bool:
+    """Starts a training that goes on from wherever it can, and sends it SIGKILL when it prints
+    ``at``; false if it had ended by then."""
+    process = subprocess.Popen(
+        typed(*TRAIN, "trainer.resume=auto", "experiment_name=killed"),
+        cwd=prepared.cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            if line.strip().startswith(at):
+                process.kill()
+                break
+    return process.wait(timeout=120) == -signal.SIGKILL
+
+
+@pytest.mark.full
+def test_kill_9_anywhere(prepared: Prepared) -> None:
+    """The same command typed again and again, killed five times, in a new run folder each time.
+
+    No farewell and no folder named: each finds what the one before left. The adapter's SHA-256 and
+    its whole log are those of the run that nothing stopped.
+    """
+    points = sorted(random.Random(7).sample(range(1, STEPS), 5))
+    assert [_killed(prepared, f"update {point}/") for point in points][:4] == [True] * 4
+    done = succeed(*TRAIN, "trainer.resume=auto", "experiment_name=killed", cwd=prepared.cwd)
+    assert "Resumed after update " in done.stdout
+    adapters = list((prepared.cwd / "outputs" / "killed").glob(f"*/adapter/{WEIGHTS}"))
+    (adapter,) = (path.parent for path in adapters)
+    assert hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest() == (
+        hashlib.sha256(prepared.weights).hexdigest()
+    )
+    assert log_of(adapter) == prepared.log
+    again = succeed(*TRAIN, "trainer.resume=auto", "experiment_name=killed", cwd=prepared.cwd)
+    assert "is finished, so this starts afresh" in again.stdout
 
 
 def _small_files() -> None:

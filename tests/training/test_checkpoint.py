@@ -78,6 +78,89 @@ def test_a_resumed_run_ends_with_the_same_bits(lab, base, run, tmp_path, stop, m
     ).read_text()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "adam", "plus": 4.0},
+        {"ema": 0.9},
+    ],
+    ids=["muon", "adam, LoRA+", "average"],
+)
+def test_whatever_a_run_keeps_comes_back(lab, base, run, tmp_path, options) -> None:
+    """Other optimizers, two optimizers in one, and the average: equal weights, equal average."""
+    straight = run(tmp_path / "straight", **options)
+    straight.fit()
+    expected = lab.weights(base)
+    first = run(tmp_path / "stopped", **options, callbacks=[StopAt(3)])
+    with pytest.raises(Interrupted):
+        first.fit()
+    second = run(tmp_path / "stopped", **options)
+    second.checkpointer.restore(second, second.checkpointer.last())
+    second.fit()
+    assert same(expected, lab.weights(base))
+    if straight.average:
+        kept, again = (
+            {name: np.array(value) for name, value in one.average.values.items()}
+            for one in (straight, second)
+        )
+        assert same(kept, again)
+        assert not same(kept, expected)
+
+
+def test_a_checkpoint_gives_its_average(lab, base, run, tmp_path) -> None:
+    """Where a run keeps an average, that is what is made into an adapter."""
+    trainer = run(tmp_path, ema=0.9, max_steps=4)
+    trainer.fit()
+    average = {name: np.array(value) for name, value in trainer.average.values.items()}
+    trainer.checkpointer.load_adapter(trainer.checkpointer.last(), base.model)
+    assert same(average, lab.weights(base))
+
+
+def test_a_run_goes_on_in_another_folder(lab, base, run, tmp_path) -> None:
+    """With the checkpoint and the best one; the end is that of a run that was never stopped.
+
+    The best was once left behind, so that the end found no checkpoint to keep.
+    """
+    straight = run(tmp_path / "straight")
+    straight.fit()
+    expected = lab.weights(base)
+    first = run(tmp_path / "first", max_steps=4)
+    first.fit()
+    best, last = first.checkpointer.best(), first.checkpointer.last()
+    assert best is not None
+    last = first.checkpointer.folder / "step_000003"
+    first.checkpointer.mark_best(3)
+    second = run(tmp_path / "second")
+    second.checkpointer.restore(second, last)
+    second.checkpointer.adopt(last)
+    assert second.checkpointer.best().name == "step_000003"
+    assert second.checkpointer.last().name == "step_000003"
+    # The newest run is told by its checkpoint's time, which must not be that of the old one.
+    assert second.checkpointer.last().stat().st_mtime_ns > last.stat().st_mtime_ns
+    second.fit()
+    assert same(expected, lab.weights(base))
+    # What was found to be the best later than there is not taken along.
+    first.checkpointer.mark_best(4)
+    third = run(tmp_path / "third")
+    third.checkpointer.adopt(last)
+    assert third.checkpointer.best() is None
+
+
+def test_leftovers_of_a_kill_are_cleaned_away(run, tmp_path) -> None:
+    """A half written or half removed checkpoint does not lie there for ever."""
+    trainer = run(tmp_path, max_steps=3)
+    trainer.fit()
+    folder = trainer.checkpointer.folder
+    shutil.copytree(folder / "step_000003", folder / ".tmp-step_000009")
+    shutil.copytree(folder / "step_000003", folder / "step_000001")
+    (folder / "step_000001" / "adapter.safetensors").unlink()
+    trainer.state.step = 5
+    trainer.checkpointer.save(trainer)
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert names == ["step_000003", "step_000005"]
+
+
 def test_a_run_resumes_from_a_scheduled_checkpoint(lab, base, run, tmp_path) -> None:
     """As after a kill: no farewell checkpoint, the newest scheduled one is what there is."""
     straight = run(tmp_path / "straight")

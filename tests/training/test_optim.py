@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mondrian_ft.errors import TrainingError
 from mondrian_ft.model.backend import mx, nn, number
 from mondrian_ft.training import optim
 
@@ -51,6 +52,104 @@ def test_a_warmup_longer_than_the_run_is_obeyed() -> None:
     got = rates(warmup=100, total=80)
     assert got == pytest.approx([1e-5 * k for k in range(1, 81)], rel=1e-5)
     assert optim.peak_reached(1e-3, warmup=100, total=80) == pytest.approx(got[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 7), (1, 7), (3, 7), (7, 7), (20, 7), (10, 261)])
+def test_every_rate_equals_a_reference_in_numpy(schedule, warmup, total) -> None:
+    """Update by update: no first update of rate 0, no peak one too late, no second peak."""
+    number_of = np.arange(1, total + 1)
+    climb = number_of / max(1, warmup)
+    climbed = warmup if warmup > 1 else 0
+    share = np.clip((number_of - climbed - 1) / max(1, total - climbed), 0, 1)
+    fall = {
+        "cosine": 0.5 * (1 + np.cos(np.pi * share)),
+        "linear": 1 - share,
+        "constant": np.ones(total),
+    }[schedule]
+    expected = 1e-3 * np.where(number_of <= climbed, climb, fall)
+    got = rates(warmup=warmup, total=total, schedule=schedule)
+    assert got == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-9)
+
+
+class Pair(nn.Module):
+    """Two matrices named as an adapter's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(1)
+        self.lora_a = mx.array(rng.normal(size=(6, 3)).astype(np.float32))
+        self.lora_b = mx.array(rng.normal(size=(3, 5)).astype(np.float32))
+
+
+def moved(name: str, updates: int = 3, plus: float = 1.0, decay: float = 0.0) -> Any:
+    """What an optimizer makes of the pair, and the gradients that it was given."""
+    model = Pair()
+    schedule = optim.learning_rate(1e-2, warmup=2, total=5, schedule="cosine")
+    optimizer = optim.build(name, schedule, weight_decay=decay, plus=plus)
+    optimizer.init(model.trainable_parameters())
+    rng = np.random.default_rng(2)
+    grads = [
+        {part: rng.normal(size=model[part].shape).astype(np.float32) for part in model}
+        for _ in range(updates)
+    ]
+    for each in grads:
+        optimizer.update(model, {part: mx.array(grad) for part, grad in each.items()})
+    return {part: np.array(model[part]) for part in model}, grads, optimizer
+
+
+def test_adam_equals_a_float64_reference() -> None:
+    """With bias correction, and without any decay."""
+    got, grads, _ = moved("adam")
+    rates = [0.5e-2, 1e-2, 1e-2]
+    for part, value in Pair().items():
+        w, m, v = np.array(value, np.float64), 0.0, 0.0
+        for t, (each, rate) in enumerate(zip(grads, rates, strict=True), 1):
+            m = 0.9 * m + 0.1 * each[part]
+            v = 0.999 * v + 0.001 * each[part] ** 2
+            w = w - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        assert np.allclose(got[part], w, atol=1e-6), part
+
+
+def test_adam_does_not_swallow_a_weight_decay() -> None:
+    """MLX's Adam has none, so asking for one is refused rather than forgotten."""
+    with pytest.raises(TrainingError, match=r"weight_decay is 0.1, but adam decays no weights"):
+        optim.build("adam", lambda step: mx.array(1e-3), weight_decay=0.1)
+
+
+def test_muon_equals_a_float64_reference() -> None:
+    """Nesterov momentum, orthogonalised in five Newton-Schulz steps, larger for tall matrices."""
+    got, grads, _ = moved("muon", decay=0.1)
+    rates = [0.5e-2, 1e-2, 1e-2]
+    for part, value in Pair().items():
+        w, v = np.array(value, np.float64), 0.0
+        for each, rate in zip(grads, rates, strict=True):
+            grad = each[part] + 0.1 * w
+            v = 0.95 * v + 0.05 * grad
+            x = 0.05 * grad + 0.95 * v
+            rows, columns = x.shape
+            x = x.T if rows > columns else x
+            x = x / np.linalg.norm(x)
+            for _ in range(5):
+                a = x @ x.T
+                x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+            x = x.T if rows > columns else x
+            w = w - rate * math.sqrt(max(1, rows / columns)) * x
+        assert np.allclose(got[part], w, atol=1e-4), part
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "muon"])
+def test_with_lora_plus_b_moves_further(name) -> None:
+    """B by the ratio, A as without it; the rate that is told is A's."""
+    decay = 0.0 if name == "adam" else 0.1
+    start = {part: np.array(value) for part, value in Pair().items()}
+    plain, _, one = moved(name, 1, decay=decay)
+    plus, _, two = moved(name, 1, plus=16.0, decay=decay)
+    assert np.array_equal(plain["lora_a"], plus["lora_a"])
+    assert not np.array_equal(plain["lora_a"], start["lora_a"])
+    ratio = (plus["lora_b"] - start["lora_b"]) / (plain["lora_b"] - start["lora_b"])
+    assert ratio == pytest.approx(16.0, rel=1e-2)
+    assert number(two.learning_rate) == number(one.learning_rate) == pytest.approx(0.5e-2)
 
 
 def test_adamw_equals_a_float64_reference_for_five_updates() -> None:

@@ -194,13 +194,18 @@ def test_callbacks_change_no_bit(lab, base, tmp_path) -> None:
 
     from rich.console import Console
 
-    from mondrian_ft.training.callbacks import Logging, Progress
+    from mondrian_ft.training.callbacks import Logging, Progress, Warnings
 
     results = []
     for number in range(2):
         lab.attach(base, live=False, dropout=0.2)
         console = Console(file=io.StringIO())
-        callbacks = [Recorder(), Logging(lambda *_: None), Progress(console, 4)]
+        callbacks = [
+            Recorder(),
+            Logging(lambda *_: None, 4),
+            Progress(console, 4),
+            Warnings(print, lambda _: ""),
+        ]
         trainer = lab.trainer(
             base,
             lab.examples(4),
@@ -326,6 +331,19 @@ def test_patience_ends_a_run_that_no_longer_improves(lab, base, tmp_path, monkey
     assert trainer.checkpointer.best().name == "step_000002"
     kept = sorted(path.name for path in trainer.checkpointer.folder.iterdir())
     assert kept == ["best.json", "step_000002", "step_000003", "step_000004"]
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(lab, base, tmp_path) -> None:
+    """Every row once an epoch, one update each; nothing is repeated to fill the batch."""
+    lab.attach(base, live=False)
+    seen = Recorder()
+    trainer = lab.trainer(
+        base, lab.examples(3), tmp_path, batch_size=64, accumulate=4, max_steps=2, callbacks=[seen]
+    )
+    trainer.fit()
+    assert trainer.state.visits == [2, 2, 2]
+    assert [update.epoch for update in seen.updates] == [0, 1]
+    assert all(len(update.rows) == 3 for update in seen.updates)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
