@@ -9,7 +9,7 @@ What is kept is counted tensor by tensor; how often is a matter of the backend, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
@@ -18,7 +18,6 @@ MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 """The linear layers of a decoder layer."""
 GROUP = 64
 """Weights that share a scale and a bias where a base is quantised."""
-_ROUND_ERROR = "its config.json has no {}, so its memory cannot be told; is it a Qwen3-VL model?"
 
 
 @dataclass(frozen=True)
@@ -166,3 +165,159 @@ class Setting:
     magnitudes: bool = False
     moments: int = 2
     images: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """How a backend spends memory; each a number of arrays of the size it is named after.
+
+    Attributes:
+        hidden, queries, keys, inner: kept of each layer for the backward pass, per token: arrays as
+            wide as the hidden state, all queries, all keys, the feed-forward's inner state.
+        scores: attention scores kept of each layer; 0 where attention is fused.
+        scores_work: attention scores of one layer that are there at a time beside that.
+        block: queries that attend at a time, to the keys up to their own; None for all at once.
+        layer_work: one layer's kept arrays, that many times, are there while its gradients are
+            computed; checkpoint_work: the same where they were recomputed for it.
+        logits: float32 arrays as large as a chunk's logits.
+        chunk: bytes of such an array at most.
+        tower, tower_scores: of one picture in the tower, arrays as wide as its inner state, and
+            attention scores.
+        pad_to: lengths are padded to a multiple of this.
+        measured: whether these were fitted to measurements.
+    """
+
+    hidden: float = 4.0
+    queries: float = 3.0
+    keys: float = 3.0
+    inner: float = 3.0
+    scores: float = 0.0
+    scores_work: float = 0.0
+    block: int | None = None
+    layer_work: float = 1.0
+    checkpoint_work: float = 2.2
+    logits: float = 3.3
+    chunk: int = 256 << 20
+    tower: float = 3.0
+    tower_scores: float = 0.0
+    pad_to: int = 1
+    measured: bool = True
+
+
+COSTS = {
+    "CPU": Costs(queries=4.0, scores=1.0, block=64, tower_scores=2.0),
+    "CUDA": Costs(pad_to=128, measured=False),
+    "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
+}
+"""By kind of backend. Recalibrate with ``python -m benchmarks memory_fit``."""
+FEATURES_KEPT = 2 << 30
+"""Bound of ``model.features.FeatureStore`` on the features in memory."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes at the peak of an update, by what they are for.
+
+    Attributes:
+        weights: the base.
+        adapter: what is trained, its gradients and the optimizer's arrays.
+        features: of the pictures, kept from update to update.
+        activations: what the layers keep for the backward pass.
+        work: what is there only for a moment: logits, a layer's gradients, a picture in the tower.
+        row_tokens, rows: the batch it was computed for.
+    """
+
+    weights: int
+    adapter: int
+    features: int
+    activations: int
+    work: int
+    row_tokens: int
+    rows: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.adapter + self.features + self.activations + self.work
+
+
+def predict(shape: Shape, setting: Setting, rows: Sequence[Row], costs: Costs) -> Prediction:
+    """The peak of the largest micro-batch there can be: the longest rows together.
+
+    Args:
+        shape: of the model.
+        setting: of the run.
+        rows: token counts of every training row, one at least.
+        costs: of the backend, see :data:`COSTS`.
+    """
+    chosen = sorted(rows, key=lambda row: row.tokens)[-setting.batch :]
+    length = -(-chosen[-1].tokens // costs.pad_to) * costs.pad_to
+    count = len(chosen)
+    trained = sum(row.supervised for row in chosen)
+    parameters = adapter_size(shape, setting)
+    kept, work = _activations(shape, setting, costs, count, length, trained)
+    tower = _tower(shape, setting, costs, max(row.image_tokens for row in rows))
+    # The optimizer's step: new arrays beside the old ones, when nothing else is there any more.
+    step = 4 * parameters * (2 + setting.moments)
+    peak = max(kept + work, tower, step)
+    mean = sum(row.image_tokens for row in rows) / len(rows)
+    features = setting.images * mean * shape.hidden * (1 + shape.deepstack) * setting.itemsize
+    return Prediction(
+        weights=weights_size(shape, setting),
+        adapter=4 * parameters * (2 + setting.moments),
+        features=int(min(features, FEATURES_KEPT)),
+        activations=int(kept) if peak == kept + work else 0,
+        work=int(work) if peak == kept + work else int(peak),
+        row_tokens=length,
+        rows=count,
+    )
+
+
+def weights_size(shape: Shape, setting: Setting) -> int:
+    """Bytes of the base's weights."""
+    if setting.bits is None:
+        return (shape.linear + shape.other) * setting.itemsize
+    # A group's scale and bias have the type that the weights had.
+    quantised = shape.linear * setting.bits // 8 + shape.linear // GROUP * 2 * setting.itemsize
+    return quantised + shape.other * setting.itemsize
+
+
+def adapter_size(shape: Shape, setting: Setting) -> int:
+    """Trained numbers of the adapter."""
+    layers = shape.layers if setting.layers is None else setting.layers
+    found = [size for name, size in shape.matrices.items() if name in setting.targets]
+    each = sum(setting.rank * (a + b) + (b if setting.magnitudes else 0) for a, b in found)
+    return layers * each
+
+
+def _activations(
+    shape: Shape, setting: Setting, costs: Costs, rows: int, length: int, trained: int
+) -> tuple[float, float]:
+    """Bytes kept for the backward pass of a batch, and those that are there for a moment."""
+    tokens = rows * length
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    wide = costs.hidden * shape.hidden + costs.queries * queries
+    wide += costs.keys * keys + costs.inner * shape.ffn
+    wide += setting.rank * len(setting.targets)
+    if setting.magnitudes:
+        # The magnitudes' gradients need what each matrix gave.
+        wide += sum(shape.matrices[name][1] for name in setting.targets if name in shape.matrices)
+    span = length if costs.block is None else min(length, (length + costs.block) / 2)
+    scores = shape.heads * span
+    size = setting.itemsize
+    layer = tokens * (wide + costs.scores * scores) * size
+    moment = tokens * costs.scores_work * scores * size
+    logits = costs.logits * min(max(64 * 4 * shape.vocab, costs.chunk), trained * 4 * shape.vocab)
+    # The loss' slope is kept beside the hidden states that it belongs to.
+    logits += 2 * trained * shape.hidden * size
+    if setting.checkpoint:
+        kept = shape.layers * tokens * shape.hidden * size
+        return kept, max(logits, costs.checkpoint_work * layer + moment)
+    return shape.layers * layer, max(logits, costs.layer_work * layer + moment)
+
+
+def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> float:
+    patches = image_tokens * shape.merge**2
+    wide = costs.tower * max(shape.vision_ffn, 3 * shape.vision_hidden) + shape.patch
+    scores = costs.tower_scores * shape.vision_heads * patches
+    return patches * (wide + scores) * setting.itemsize
