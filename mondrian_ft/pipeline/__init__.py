@@ -127,6 +127,13 @@ def inspect(task: tasks.Inspect, config: Config, run: Run) -> None:
     inspecting.inspect(task, config, run)
 
 
+def memory(task: tasks.Memory, config: Config, run: Run) -> None:
+    """The predicted peak of training, before anything is loaded."""
+    from . import planning
+
+    planning.memory(task, config, run)
+
+
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
     from . import auditing, rows, training

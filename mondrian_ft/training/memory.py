@@ -9,7 +9,7 @@ What is kept is counted tensor by tensor; how often is a matter of the backend, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError
@@ -205,7 +205,7 @@ class Costs:
 
 
 COSTS = {
-    "CPU": Costs(queries=4.0, scores=1.0, block=64, tower_scores=2.0),
+    "CPU": Costs(queries=4.0, scores=1.0, block=64, layer_work=0.5, tower_scores=2.0),
     "CUDA": Costs(pad_to=128, measured=False),
     "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
 }
@@ -321,3 +321,85 @@ def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> f
     wide = costs.tower * max(shape.vision_ffn, 3 * shape.vision_hidden) + shape.patch
     scores = costs.tower_scores * shape.vision_heads * patches
     return patches * (wide + scores) * setting.itemsize
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that lowers the peak.
+
+    Attributes:
+        overrides: keys for the command line.
+        alone: bytes at the peak with this change; together: with those before it as well.
+        costs: what it costs, in words.
+    """
+
+    overrides: tuple[str, ...]
+    alone: int
+    together: int
+    costs: str
+
+
+def changes(
+    shape: Shape,
+    setting: Setting,
+    rows: Sequence[Row],
+    costs: Costs,
+    *,
+    accumulate: int,
+    token_pixels: int,
+) -> list[Change]:
+    """What would lower the peak, in the order of least harm; only what really does.
+
+    Args:
+        accumulate: micro-batches of an update, which a smaller batch makes up for.
+        token_pixels: pixels of a picture that one image token stands for.
+    """
+    largest = max(row.image_tokens for row in rows)
+    half = largest // 2
+    shrunk = [
+        replace(
+            row,
+            tokens=row.tokens - max(0, row.image_tokens - half),
+            image_tokens=min(row.image_tokens, half),
+        )
+        for row in rows
+    ]
+    steps: list[tuple[tuple[str, ...], dict[str, Any], Sequence[Row], str]] = []
+    if half:
+        key = f"data.max_pixels={half * token_pixels}"
+        steps.append(((key,), {}, shrunk, "less detail of the largest photographs"))
+    if not setting.checkpoint:
+        key = "trainer.grad_checkpoint=true"
+        steps.append(((key,), {"checkpoint": True}, rows, "about a third more time"))
+    if setting.batch > 1:
+        keys = ("trainer.batch_size=1", f"trainer.accumulate={accumulate * setting.batch}")
+        steps.append((keys, {"batch": 1}, rows, "the same updates, somewhat slower"))
+    if setting.bits is None:
+        key = "model.quantize_bits=4"
+        steps.append(((key,), {"bits": 4}, rows, "a base that is less exact, and slower steps"))
+    found: list[Change] = []
+    least, so_far, so_rows = predict(shape, setting, rows, costs).total, setting, rows
+    before = least
+    for overrides, change, changed_rows, words in steps:
+        alone = predict(shape, replace(setting, **change), changed_rows, costs).total
+        if alone >= before:
+            continue
+        so_far = replace(so_far, **change)
+        so_rows = changed_rows if changed_rows is shrunk else so_rows
+        least = predict(shape, so_far, so_rows, costs).total
+        found.append(Change(overrides, alone, least, words))
+    return found
+
+
+def cheapest(found: Sequence[Change], limit: int) -> tuple[tuple[str, ...], int] | None:
+    """The overrides of the first change that fits alone, else of the first several that fit
+    together, and the peak with them; None where nothing does."""
+    for change in found:
+        if change.alone <= limit:
+            return change.overrides, change.alone
+    keys: tuple[str, ...] = ()
+    for change in found:
+        keys += change.overrides
+        if change.together <= limit:
+            return keys, change.together
+    return None
