@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,10 @@ def measure_one(case: Case) -> dict[str, Any]:
     for _ in range(2):
         trainer.update(stream.update(1))
     mx.eval(model.trainable_parameters())
-    return {"peak": mx.get_peak_memory(), "weights": sum(
-        value.nbytes for _, value in _flat(model.parameters())
-    )}
+    return {
+        "peak": mx.get_peak_memory(),
+        "weights": sum(value.nbytes for _, value in _flat(model.parameters())),
+    }
 
 
 def _flat(tree: Any) -> Any:

@@ -297,7 +297,10 @@ class LoraConfig:
             "down_proj",
         ]
     )
-    """Suffixes of the language model's linear layers that get an adapter."""
+    """The language model's linear layers that get an adapter: last names, or regular expressions
+    for whole names such as ``.*layers\\.[0-3]\\.self_attn\\..*``."""
+    layers: list[str] | None = None
+    """Decoder layers that get one, numbers and ranges such as [0-3,35]; null is all of them."""
     method: LoraMethod = LoraMethod.lora
     """How the scale follows from alpha and rank."""
 
@@ -312,6 +315,11 @@ class LoraConfig:
             targets,
             "a list of different layer names, one at least",
         )
+        if self.layers is not None:
+            rule = "null, or a list of numbers and rising ranges such as [0-3,35]"
+            entries = [re.fullmatch(r"(\d+)(?:-(\d+))?", one) for one in self.layers]
+            rising = all(e and int(e[1]) <= int(e[2] or e[1]) for e in entries)
+            _check(bool(entries) and rising, "lora.layers", self.layers, rule)
 
 
 @dataclass

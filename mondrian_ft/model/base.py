@@ -221,7 +221,9 @@ def _resolve(
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            found = snapshot_download(str(path), allow_patterns=list(patterns), local_files_only=True)
+            found = snapshot_download(
+                str(path), allow_patterns=list(patterns), local_files_only=True
+            )
         except LocalEntryNotFoundError:
             raise ModelError(f"{path} has not been downloaded yet") from None
         return Path(found)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.pixels import count_tokens
+from ..errors import DataError
 from ..files import atomic_write_json
+from ..model import targets
 from ..model.backend import default_dtype
 from ..model.front import load_front
 from ..model.machine import memory_kind, memory_limit
@@ -17,8 +19,6 @@ from . import rows as data
 from . import training
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .. import tasks
     from ..config import Config
     from ..run import Run
@@ -34,9 +34,7 @@ def memory(task: tasks.Memory, config: Config, run: Run) -> None:
         ModelError: the model's files cannot be read, or it is no Qwen3-VL.
     """
     parts = data.load(config, run)
-    front = load_front(
-        config.model.path or model_dir(), name=config.model.path or MODEL_NAME
-    )
+    front = load_front(config.model.path or model_dir(), name=config.model.path or MODEL_NAME)
     settings = training.pixel_settings(config)
     counted = []
     for row in parts.train:
@@ -71,8 +69,6 @@ def plan_of(
         DataError: there are no rows.
         ModelError: it is no Qwen3-VL.
     """
-    from ..errors import DataError
-
     if not rows:
         raise DataError("there are no rows to train on; give data.train_split a share")
     shape = planner.Shape.of(model)
@@ -144,18 +140,18 @@ def setting_of(config: Config, model: Mapping[str, Any], images: int) -> planner
     stored = model.get("quantization") or {}
     dtype = str(config.model.dtype)
     wanted = str(default_dtype()).removeprefix("mlx.core.") if dtype == "auto" else dtype
+    layers = None if config.lora.layers is None else targets.parse_layers(config.lora.layers)
+    names = planner.Shape.of(model).names
+    counts: dict[str, int] = {}
+    for name in targets.matching(names, config.lora.target_modules, layers):
+        counts[targets.last(name)] = counts.get(targets.last(name), 0) + 1
     return planner.Setting(
         batch=config.trainer.batch_size,
         checkpoint=config.trainer.grad_checkpoint,
         itemsize=4 if wanted == "float32" else 2,
         bits=config.model.quantize_bits or stored.get("bits"),
         rank=config.lora.rank,
-        targets=tuple(config.lora.target_modules),
+        adapted=tuple(sorted(counts.items())),
         magnitudes=str(config.lora.method) == "dora",
         images=images,
     )
-
-
-def path_of(run: Run) -> Path:
-    """Where the numbers of a run lie."""
-    return run.folder / NUMBERS

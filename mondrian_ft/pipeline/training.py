@@ -22,6 +22,7 @@ from ..model.adapter import Adapter
 from ..model.backend import describe
 from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
+from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
 from ..training import callbacks, optim, preflight
@@ -160,6 +161,7 @@ def train(
         dropout=config.lora.dropout,
         targets=tuple(config.lora.target_modules),
         method=str(config.lora.method),
+        layers=None if config.lora.layers is None else parse_layers(config.lora.layers),
     )
     lora.attach(base.model, spec, seed=config.trainer.seed)
     tensors = lora.tensors(base.model)

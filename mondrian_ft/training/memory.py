@@ -104,6 +104,16 @@ class Shape:
         }
 
     @property
+    def names(self) -> list[str]:
+        """Full names of all of them."""
+        return [
+            f"language_model.model.layers.{number}.{part}.{name}"
+            for number in range(self.layers)
+            for part, names in (("self_attn", MATRICES[:4]), ("mlp", MATRICES[4:]))
+            for name in names
+        ]
+
+    @property
     def linear(self) -> int:
         """Weights of the language model that quantisation reaches."""
         head = 0 if self.tied else self.vocab * self.hidden
@@ -148,8 +158,8 @@ class Setting:
         itemsize: bytes of a weight and an activation.
         bits: of the quantised matrices; None where they are not.
         rank: of the adapter.
-        targets: names of the adapted matrices of a decoder layer.
-        layers: how many decoder layers are adapted; None for all.
+        adapted: names of the adapted matrices and in how many decoder layers; None for all of
+            :data:`MATRICES` in every layer.
         magnitudes: whether DoRA's are trained as well.
         moments: arrays the optimizer keeps of each trained one.
         images: photographs whose features are kept in memory.
@@ -160,8 +170,7 @@ class Setting:
     itemsize: int
     bits: int | None = None
     rank: int = 16
-    targets: tuple[str, ...] = MATRICES
-    layers: int | None = None
+    adapted: tuple[tuple[str, int], ...] | None = None
     magnitudes: bool = False
     moments: int = 2
     images: int = 0
@@ -284,10 +293,17 @@ def weights_size(shape: Shape, setting: Setting) -> int:
 
 def adapter_size(shape: Shape, setting: Setting) -> int:
     """Trained numbers of the adapter."""
-    layers = shape.layers if setting.layers is None else setting.layers
-    found = [size for name, size in shape.matrices.items() if name in setting.targets]
-    each = sum(setting.rank * (a + b) + (b if setting.magnitudes else 0) for a, b in found)
-    return layers * each
+    total = 0
+    for name, layers in _adapted(shape, setting):
+        a, b = shape.matrices[name]
+        total += layers * (setting.rank * (a + b) + (b if setting.magnitudes else 0))
+    return total
+
+
+def _adapted(shape: Shape, setting: Setting) -> Sequence[tuple[str, int]]:
+    if setting.adapted is None:
+        return [(name, shape.layers) for name in MATRICES]
+    return setting.adapted
 
 
 def _activations(
@@ -298,10 +314,10 @@ def _activations(
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     wide = costs.hidden * shape.hidden + costs.queries * queries
     wide += costs.keys * keys + costs.inner * shape.ffn
-    wide += setting.rank * len(setting.targets)
-    if setting.magnitudes:
+    for name, layers in _adapted(shape, setting):
         # The magnitudes' gradients need what each matrix gave.
-        wide += sum(shape.matrices[name][1] for name in setting.targets if name in shape.matrices)
+        outputs = shape.matrices[name][1] if setting.magnitudes else 0
+        wide += (setting.rank + outputs) * layers / shape.layers
     span = length if costs.block is None else min(length, (length + costs.block) / 2)
     scores = shape.heads * span
     size = setting.itemsize
