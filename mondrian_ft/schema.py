@@ -368,6 +368,9 @@ class TrainerConfig:
     """Evaluations without a better validation loss before stopping; null never stops early."""
     grad_checkpoint: bool = False
     """Recompute each layer in the backward pass: about a third more time for less memory."""
+    overfit: int | None = None
+    """Learn so many batches by heart instead of training, to see whether anything can be learnt,
+    1 or more; null trains."""
     seed: int = 0
     """Seed of the adapter's initial weights, the batches and the dropout, 0 or more."""
     resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
@@ -376,6 +379,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")
         _check_count("trainer", self, "save_every", "eval_every", "patience")
+        _check_count("trainer", self, "overfit")
         _check_count("trainer", self, "seed", least=0)
         _check(self.resume != "", "trainer.resume", "empty", "never, auto or a checkpoint's path")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.pixels import count_tokens
+from ..data.pixels import PixelSettings, count_tokens
 from ..errors import DataError
 from ..files import atomic_write_json
 from ..model import targets
@@ -16,7 +16,6 @@ from ..report import memory_screen
 from ..sample import MODEL_NAME, model_dir
 from ..training import memory as planner
 from . import rows as data
-from . import training
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -35,7 +34,7 @@ def memory(task: tasks.Memory, config: Config, run: Run) -> None:
     """
     parts = data.load(config, run)
     front = load_front(config.model.path or model_dir(), name=config.model.path or MODEL_NAME)
-    settings = training.pixel_settings(config)
+    settings = PixelSettings(config.data.min_pixels, config.data.max_pixels)
     counted = []
     for row in parts.train:
         image = count_tokens(row.image_path, front.image_processor, settings)

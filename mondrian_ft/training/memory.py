@@ -419,3 +419,18 @@ def cheapest(found: Sequence[Change], limit: int) -> tuple[tuple[str, ...], int]
         if change.together <= limit:
             return keys, change.together
     return None
+
+
+_SPENT = ("out of memory", "outofmemory", "unable to allocate", "insufficient memory", "[malloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that there was not enough memory, in Metal's words, CUDA's or C++'s.
+
+    A buffer larger than Metal allows ("greater than the maximum allowed buffer size") counts too.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    words = str(error).lower()
+    known = any(part in words for part in _SPENT) or "maximum allowed buffer size" in words
+    return isinstance(error, RuntimeError) and (known or "bad_alloc" in words)
