@@ -182,8 +182,8 @@ def _picture_matters(
         if other is not None:
             whose = f"the picture of row {other.row.job_id}"
         raise TrainingError(
-            f"row {example.row.job_id} has the same loss ({seen:.4f}) with its own picture and with "
-            f"{whose}: the model sees that there is a picture, and not which; see whether the "
+            f"row {example.row.job_id} has the same loss ({seen:.4f}) with its own picture and "
+            f"with {whose}: the model sees that there is a picture, and not which; see whether the "
             "photographs are all alike, else the vision tower's weights are damaged"
         )
     return {"loss": seen, "loss_shuffled": swapped, "loss_blank": unseen}

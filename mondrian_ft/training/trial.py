@@ -7,10 +7,12 @@ bytes as one without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..data.batches import Example, collate
 from ..errors import TrainingError
@@ -142,16 +144,21 @@ def first_step(base: Base, example: Example, features: FeatureStore) -> Tried:
     return Tried(before, after, norm)
 
 
+def _norm(tensors: Mapping[str, mx.array]) -> float:
+    squares = [mx.square(one.astype(mx.float32)).sum() for one in tensors.values()]
+    return math.sqrt(number(mx.stack(squares).sum()))
+
+
 @contextmanager
 def _put_back(base: Base) -> Iterator[None]:
     """The adapter, the mode and the random state, as they were."""
     values = lora.tensors(base.model)
     training = base.model.training
-    state = [mx.array(one) for one in mx.random.state]
-    mx.eval(state)
+    state: Any = mx.random.state
+    high, low = np.array(state[0]).tolist()
     try:
         yield
     finally:
         lora.set_tensors(base.model, values)
         base.model.train(training)
-        mx.random.state[:] = state
+        mx.random.seed(high << 32 | low)
