@@ -7,11 +7,14 @@ shapes alone.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from . import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,25 +48,81 @@ class Case:
 
 
 SMALL = Case()
+WIDE = replace(SMALL, hidden=512, ffn=2048, heads=8, kv_heads=2, layers=6)
 CASES = {
     "small": SMALL,
     "batch 4": replace(SMALL, batch=4),
     "long": replace(SMALL, text=1472, trained=800),
     "large picture": replace(SMALL, side=32),
+    "very large picture": replace(SMALL, side=64, text=128, trained=64, layers=2),
+    "batch 2, checkpointed": replace(SMALL, batch=2, checkpoint=True),
     "batch 4, checkpointed": replace(SMALL, batch=4, checkpoint=True),
     "long, checkpointed": replace(SMALL, text=1472, trained=800, checkpoint=True),
-    "rank 64": replace(SMALL, rank=64, batch=2),
-    "wide vocabulary": replace(SMALL, vocab=65_536, trained=384),
-    "wide": replace(SMALL, hidden=512, ffn=2048, heads=8, kv_heads=2, layers=6, batch=2),
-    "wide, 4 bits": replace(
-        SMALL, hidden=512, ffn=2048, heads=8, kv_heads=2, layers=6, batch=2, bits=4
-    ),
-    "wide, bfloat16": replace(
-        SMALL, hidden=512, ffn=2048, heads=8, kv_heads=2, layers=6, dtype="bfloat16"
-    ),
     "deep, checkpointed": replace(SMALL, layers=24, batch=2, checkpoint=True),
+    "rank 64": replace(SMALL, rank=64, batch=2),
     "DoRA": replace(SMALL, method="dora", batch=2),
+    "wide vocabulary": replace(SMALL, vocab=65_536, trained=384),
+    "wide": replace(WIDE, batch=2),
+    "wide, 4 bits": replace(WIDE, bits=4),
+    "wide, bfloat16": replace(WIDE, dtype="bfloat16"),
 }
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Every case, measured and predicted. ``repeats`` is not used: bytes do not vary."""
+    figures = {}
+    for name, case in CASES.items():
+        figures[name] = measured(case)
+        found = figures[name]
+        print(
+            f"{name:<24} measured {found['measured'] / 1e6:8.1f} MB, predicted "
+            f"{found['predicted'] / 1e6:8.1f} MB, {found['off']:+.1%}",
+            flush=True,
+        )
+    return {
+        "what": "peak memory of two updates, measured by MLX and predicted, in bytes",
+        "backend": next(iter(figures.values()))["backend"],
+        "largest_error": max(abs(found["off"]) for found in figures.values()),
+        "cases": figures,
+    }
+
+
+def measured(case: Case) -> dict[str, Any]:
+    """A case's peak in a process of its own, and the prediction."""
+    done = measure.process(
+        [sys.executable, "-m", "benchmarks.memory_fit", json.dumps(asdict(case))],
+        cwd=ROOT,
+        env=dict(os.environ),
+    )
+    found = json.loads(done.output.strip().splitlines()[-1])
+    predicted = predicted_peak(case, found["backend"])
+    off = round(predicted / found["peak"] - 1, 4)
+    return {
+        "backend": found["backend"],
+        "measured": found["peak"],
+        "predicted": predicted,
+        "off": off,
+        "case": asdict(case),
+    }
+
+
+def predicted_peak(case: Case, backend: str) -> int:
+    """What ``training.memory`` says of a case, in bytes."""
+    from mondrian_ft.training import memory
+
+    image_tokens = case.side**2 // 4
+    setting = memory.Setting(
+        batch=case.batch,
+        checkpoint=case.checkpoint,
+        itemsize=4 if case.dtype == "float32" else 2,
+        bits=case.bits,
+        rank=case.rank,
+        magnitudes=case.method == "dora",
+        images=case.batch,
+    )
+    row = memory.Row(image_tokens + case.text, image_tokens, case.trained)
+    shape = memory.Shape.of(config_of(case))
+    return memory.predict(shape, setting, [row] * case.batch, memory.COSTS[backend]).total
 
 
 def measure_one(case: Case) -> dict[str, Any]:
@@ -80,6 +139,7 @@ def measure_one(case: Case) -> dict[str, Any]:
     from mondrian_ft.model.backend import mx, nn
     from mondrian_ft.model.base import quantizable
     from mondrian_ft.model.features import FeatureStore
+    from mondrian_ft.model.machine import memory_kind
     from mondrian_ft.model.processor import build_model
     from mondrian_ft.model.qwen3_vl import Qwen3VL
     from mondrian_ft.training import memory, optim
@@ -130,16 +190,7 @@ def measure_one(case: Case) -> dict[str, Any]:
     for _ in range(2):
         trainer.update(stream.update(1))
     mx.eval(model.trainable_parameters())
-    return {
-        "peak": mx.get_peak_memory(),
-        "weights": sum(value.nbytes for _, value in _flat(model.parameters())),
-    }
-
-
-def _flat(tree: Any) -> Any:
-    from mlx.utils import tree_flatten
-
-    return tree_flatten(tree)
+    return {"peak": mx.get_peak_memory(), "backend": memory_kind()}
 
 
 def config_of(case: Case) -> dict[str, Any]:

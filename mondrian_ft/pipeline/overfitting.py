@@ -69,7 +69,7 @@ def overfit(config: Config, run: Run, base: Base, features: FeatureStore, parts:
     for step in range(1, limit + 1):
         update = trainer.update(stream.update(1))
         losses.append(float(update.loss))
-        run.tracker.log({"step": step, "loss": losses[-1]})
+        run.tracker.log({"loss": losses[-1]}, step)
         if step % 25 == 0:
             run.console.print(f"  update {step:>4}  loss {losses[-1]:.4f}", markup=False)
         # Every batch has to be known, not the last alone.
