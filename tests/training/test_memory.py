@@ -137,7 +137,7 @@ def test_the_cheapest_change_is_the_first_that_fits() -> None:
 
 def test_another_architecture_is_not_guessed_at() -> None:
     """A config without these sizes is refused by name."""
-    with pytest.raises(ModelError, match="no 'text_config'.*Qwen3-VL models only"):
+    with pytest.raises(ModelError, match=r"no 'text_config'.*Qwen3-VL models only"):
         Shape.of({"model_type": "other", "hidden_size": 64})
 
 
