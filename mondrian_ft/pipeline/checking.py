@@ -57,7 +57,12 @@ def base(
 
 
 def adapter(
-    run: Run, base: Base, examples: Sequence[Example], features: FeatureStore, folder: Path
+    config: Config,
+    run: Run,
+    base: Base,
+    examples: Sequence[Example],
+    features: FeatureStore,
+    folder: Path,
 ) -> dict[str, Any]:
     """What is asked once the adapter is in the model. Returns what was found.
 
@@ -72,7 +77,7 @@ def adapter(
         f"{what.parameters:,} numbers; they are trained and nothing else is",
     )
     shortest = min(examples, key=lambda one: len(one.tokens))
-    tried = trial.first_step(base, shortest, features)
+    tried = trial.first_step(base, shortest, features, checkpoint=config.trainer.grad_checkpoint)
     _tell(
         run,
         "first step",

@@ -40,7 +40,7 @@ def overfit(config: Config, run: Run, base: Base, features: FeatureStore, parts:
     examples = training.training_stream(config, run, base, parts.train[:wanted]).examples
     checking.base(config, run, base, examples, features)
     lora.attach(base.model, training.lora_spec(config), seed=config.trainer.seed)
-    checking.adapter(run, base, examples, features, run.folder)
+    checking.adapter(config, run, base, examples, features, run.folder)
     stream = BatchStream(
         examples,
         batch_size=config.trainer.batch_size,

@@ -171,7 +171,7 @@ def train(
     spec = lora_spec(config)
     lora.attach(base.model, spec, seed=config.trainer.seed)
     tensors = lora.tensors(base.model)
-    checks |= checking.adapter(run, base, examples, features, folder)
+    checks |= checking.adapter(config, run, base, examples, features, folder)
     run.console.print(
         f"Training: {len(examples)} rows, {total} updates, "
         f"{sum(value.size for value in tensors.values()):,} trained parameters",

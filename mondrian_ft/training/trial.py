@@ -79,8 +79,13 @@ def attached(base: Base) -> Attached:
     )
 
 
-def first_step(base: Base, example: Example, features: FeatureStore) -> Tried:
+def first_step(
+    base: Base, example: Example, features: FeatureStore, *, checkpoint: bool = False
+) -> Tried:
     """One step down the gradient of one row's loss, taken and undone.
+
+    Args:
+        checkpoint: recompute layers in the backward pass, as the run will.
 
     Raises:
         TrainingError: the gradient is not finite or does not reach the adapter, or the loss does
@@ -93,7 +98,8 @@ def first_step(base: Base, example: Example, features: FeatureStore) -> Tried:
     )
 
     def loss(_: Any = None) -> mx.array:
-        return token_losses(base.backbone, inputs, where, wanted).mean()
+        losses = token_losses(base.backbone, inputs, where, wanted, checkpoint=checkpoint)
+        return losses.mean()
 
     with _put_back(base):
         base.model.eval()
@@ -101,9 +107,7 @@ def first_step(base: Base, example: Example, features: FeatureStore) -> Tried:
         base.model.train()
         _, grads = nn.value_and_grad(base.model, loss)(base.model)
         flat: dict[str, mx.array] = dict(tree_flatten(grads))  # pyright: ignore
-        norm = math.sqrt(
-            sum(number(mx.square(one.astype(mx.float32)).sum()) for one in flat.values())
-        )
+        norm = _norm(flat)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient of row {example.row.job_id} is {norm:g} before any training; the "
@@ -123,17 +127,9 @@ def first_step(base: Base, example: Example, features: FeatureStore) -> Tried:
                 "out of lora.target_modules, or please report it"
             )
         values = lora.tensors(base.model)
-        size = math.sqrt(
-            sum(number(mx.square(one.astype(mx.float32)).sum()) for one in values.values())
-        )
-        scale = STEP * size / norm
-        lora.set_tensors(
-            base.model,
-            {
-                name: value - (scale * flat[name]).astype(value.dtype)
-                for name, value in values.items()
-            },
-        )
+        scale = STEP * before / norm**2
+        moved = {n: value - (scale * flat[n]).astype(value.dtype) for n, value in values.items()}
+        lora.set_tensors(base.model, moved)
         base.model.eval()
         after = number(loss())
     if after == before:
