@@ -156,7 +156,7 @@ class Inspect(Task):
 
 @dataclass
 class Memory(Task):
-    """Predicted peak memory of training, before anything is loaded, and what would lower it."""
+    """Predicted peak memory of training, with nothing loaded, and what would lower it."""
 
     def run(self, config: Config, run: Run) -> float | None:
         from . import pipeline

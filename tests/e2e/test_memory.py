@@ -1,4 +1,4 @@
-"""Will it fit, and can it learn: the questions before a night of training, as a person asks them."""
+"""Will it fit, and can it learn: what a person asks before a night of training."""
 
 from __future__ import annotations
 
