@@ -1,7 +1,9 @@
 """Peak memory of updates as MLX counts it, beside what ``training.memory`` predicts.
 
 Every configuration is measured in a process of its own, with random weights: memory depends on
-shapes alone.
+shapes alone. ``python -m benchmarks memory_fit`` measures and records; ``python -m
+benchmarks.memory_fit --docs`` then writes the table of ``docs/memory.md``, and ``--against FILE``
+compares the peaks that ``benchmarks/training_4b.py`` wrote.
 """
 
 from __future__ import annotations
@@ -211,5 +213,95 @@ def config_of(case: Case) -> dict[str, Any]:
     return config
 
 
+def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Peaks of ``benchmarks/training_4b.py``'s runs of ours beside the prediction, in bytes.
+
+    Args:
+        results: what it wrote: ``shapes`` and, in ``parties``, the peak of each number of rows.
+    """
+    from mondrian_ft.training import memory
+
+    shapes = results["shapes"]
+    shape = memory.Shape(
+        hidden=shapes["hidden"],
+        ffn=9728,
+        layers=shapes["layers"],
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        vocab=151_936,
+        tied=True,
+        vision_hidden=1024,
+        vision_ffn=4096,
+        vision_depth=24,
+        vision_heads=16,
+        deepstack=3,
+        patch=1536,
+        places=2304,
+        merge=2,
+    )
+    image = shapes["side"] ** 2 // 4
+    row = memory.Row(image + shapes["text"], image, shapes["trained"])
+    found = {}
+    for party, (checkpoint, bits) in PARTIES.items():
+        for rows, figures in results["parties"].get(party, {}).items():
+            if "peak_gb" not in figures:
+                continue
+            count = int(rows.removeprefix("rows_"))
+            setting = memory.Setting(count, checkpoint=checkpoint, itemsize=2, bits=bits)
+            predicted = memory.predict(shape, setting, [row] * count, memory.COSTS["CUDA"]).total
+            peak = figures["peak_gb"] * 1e9
+            found[f"4B, {party}, {count} rows"] = {
+                "backend": "CUDA",
+                "measured": int(peak),
+                "predicted": predicted,
+                "off": round(predicted / peak - 1, 4),
+            }
+    return found
+
+
+PARTIES = {
+    "ours": (False, None),
+    "checkpointed": (True, None),
+    "4bit": (False, 4),
+    "4bit_checkpointed": (True, 4),
+}
+"""Of ``training_4b``: whether they checkpoint, and the base's bits."""
+DOCS = ROOT / "docs" / "memory.md"
+_START, _END = "<!-- measured -->", "<!-- end -->"
+
+
+def table(folder: Path = measure.RESULTS) -> str:
+    """The recorded cases of every machine as a Markdown table."""
+    lines = [
+        "| backend | configuration | measured, MB | predicted, MB | off |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        entry = json.loads(path.read_text())["entries"].get("memory_fit", {})
+        lines += [
+            f"| {one['backend']} | {name} | {one['measured'] / 1e6:,.0f} | "
+            f"{one['predicted'] / 1e6:,.0f} | {100 * one['off']:+.1f} % |"
+            for name, one in entry.get("cases", {}).items()
+        ]
+    return "\n".join(lines)
+
+
+def write_docs() -> None:
+    """Put the table of the recorded cases into the documentation."""
+    text = DOCS.read_text(encoding="utf-8")
+    start, rest = text.split(_START)
+    DOCS.write_text(f"{start}{_START}\n{table()}\n{_END}{rest.split(_END)[1]}", encoding="utf-8")
+
+
+def _main(argv: list[str]) -> None:
+    if argv == ["--docs"]:
+        write_docs()
+    elif argv[:1] == ["--against"] and len(argv) == 2:
+        print(json.dumps(against_4b(json.loads(Path(argv[1]).read_text())), indent=2))
+    else:
+        print(json.dumps(measure_one(Case(**json.loads(argv[0])))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure_one(Case(**json.loads(sys.argv[1])))))
+    _main(sys.argv[1:])

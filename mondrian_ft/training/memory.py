@@ -214,7 +214,14 @@ class Costs:
 
 
 COSTS = {
-    "CPU": Costs(queries=4.5, inner=4.0, scores=2.0, block=64, layer_work=0.5, tower_scores=2.0),
+    "CPU": Costs(
+        queries=5.5,
+        inner=5.0,
+        scores=1.1,
+        block=64,
+        layer_work=0.5,
+        tower_scores=1.0,
+    ),
     "CUDA": Costs(pad_to=128, measured=False),
     "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
 }
