@@ -245,7 +245,7 @@ def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for party, (checkpoint, bits) in PARTIES.items():
         for rows, figures in results["parties"].get(party, {}).items():
-            if "peak_gb" not in figures:
+            if not rows.startswith("rows_") or "peak_gb" not in figures:
                 continue
             count = int(rows.removeprefix("rows_"))
             setting = memory.Setting(count, checkpoint=checkpoint, itemsize=2, bits=bits)
