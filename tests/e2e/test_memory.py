@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .conftest import command, finished, read_json, refused
 
 
@@ -25,6 +27,7 @@ def test_memory_is_predicted_from_the_rows(tmp_path: Path) -> None:
     assert "Base:" not in said
 
 
+@pytest.mark.full
 def test_one_batch_is_learnt_by_heart(tmp_path: Path) -> None:
     """Done: exit 0 and the loss near zero; every check of the preflight told before it."""
     found = finished(tmp_path, "+experiment=overfit", "tracking=none")
@@ -37,6 +40,7 @@ def test_one_batch_is_learnt_by_heart(tmp_path: Path) -> None:
     assert not (found.folder / "adapter").exists()
 
 
+@pytest.mark.full
 def test_what_cannot_be_learnt_fails(tmp_path: Path) -> None:
     """Done: exit 1, with what to change."""
     done = command(
