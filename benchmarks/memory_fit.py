@@ -162,7 +162,9 @@ def measure_one(case: Case) -> dict[str, Any]:
     backbone = Qwen3VL(model)
     spec = lora.LoraSpec(case.rank, 2.0 * case.rank, 0.0, memory.MATRICES, case.method)
     lora.attach(model, spec, seed=0)
-    optimizer = optim.adamw(1e-4, weight_decay=0.0)
+    optimizer = optim.adamw(
+        optim.learning_rate(1e-4, warmup=1, total=2, schedule="constant"), weight_decay=0.0
+    )
     optimizer.init(model.trainable_parameters())
 
     noise = np.random.default_rng(0)

@@ -48,7 +48,10 @@ def overfit(config: Config, run: Run, base: Base, features: FeatureStore, parts:
         pad_token=base.pad_token,
     )
     limit = config.trainer.max_steps or UPDATES
-    optimizer = optim.adamw(config.optimizer.learning_rate, weight_decay=0.0)
+    rate = optim.learning_rate(
+        config.optimizer.learning_rate, warmup=1, total=limit, schedule="constant"
+    )
+    optimizer = optim.adamw(rate, weight_decay=0.0)
     optimizer.init(base.model.trainable_parameters())
     trainer = Trainer(
         base.backbone,
