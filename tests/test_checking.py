@@ -84,3 +84,22 @@ def test_an_adapter_that_the_loss_does_not_reach_is_refused(lab, base) -> None:
     layer["lora_a"] = mx.zeros_like(layer["lora_a"])
     with pytest.raises(TrainingError, match=f"no gradient in 1 of the.*{name}"):
         trial.first_step(base, lab.examples(1)[0], FeatureStore(base.backbone))
+
+
+def test_a_trial_that_runs_out_of_memory_says_so(lab, base, tmp_path, monkeypatch) -> None:
+    """The first backward pass of a run is the preflight's: its failure is told the same way."""
+
+    class Quiet:
+        class console:
+            print = staticmethod(lambda *words, **options: None)
+
+    def spent(*given: Any, **options: Any) -> Any:
+        raise RuntimeError("cudaMallocAsync(&p, n) failed: out of memory")
+
+    lab.attach(base)
+    monkeypatch.setattr(trial, "first_step", spent)
+    run: Any = Quiet()
+    with pytest.raises(TrainingError, match="update 1 ran out of memory"):
+        checking.adapter(
+            config_of(), run, base, lab.examples(2), FeatureStore(base.backbone), tmp_path
+        )

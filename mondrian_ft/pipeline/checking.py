@@ -77,7 +77,15 @@ def adapter(
         f"{what.parameters:,} numbers; they are trained and nothing else is",
     )
     shortest = min(examples, key=lambda one: len(one.tokens))
-    tried = trial.first_step(base, shortest, features, checkpoint=config.trainer.grad_checkpoint)
+    try:
+        tried = trial.first_step(
+            base, shortest, features, checkpoint=config.trainer.grad_checkpoint
+        )
+    except (MemoryError, RuntimeError) as error:
+        spent = out_of_memory(error, config, base, examples, 0)
+        if spent is None:
+            raise
+        raise spent from error
     _tell(
         run,
         "first step",
