@@ -206,7 +206,7 @@ class Costs:
     layer_work: float = 1.0
     checkpoint_work: float = 2.2
     logits: float = 3.3
-    chunk: int = 256 << 20
+    chunk: int = 128 << 20
     tower: float = 3.0
     tower_scores: float = 0.0
     pad_to: int = 1
@@ -215,11 +215,12 @@ class Costs:
 
 COSTS = {
     "CPU": Costs(
-        queries=5.5,
-        inner=5.0,
-        scores=1.1,
+        queries=4.8,
+        inner=3.47,
+        scores=1.12,
         block=64,
         layer_work=0.5,
+        logits=8.8,
         tower_scores=1.0,
     ),
     "CUDA": Costs(pad_to=128, measured=False),
