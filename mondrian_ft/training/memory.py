@@ -8,6 +8,7 @@ What is kept is counted tensor by tensor; how often is a matter of the backend, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -192,6 +193,8 @@ class Costs:
         chunk: bytes of such an array at most.
         tower, tower_scores: of one picture in the tower, arrays as wide as its inner state, and
             attention scores.
+        at_once: rows of a batch that are computed side by side, each by itself and unpadded; None
+            for all of them as one. They do not all reach their peak at the same time.
         pad_to: lengths are padded to a multiple of this.
         measured: whether these were fitted to measurements.
     """
@@ -209,8 +212,15 @@ class Costs:
     chunk: int = 128 << 20
     tower: float = 3.0
     tower_scores: float = 0.0
+    at_once: float | None = None
     pad_to: int = 1
     measured: bool = True
+
+
+def cores() -> int:
+    """Cores that this process may use, which is how many rows a CPU computes side by side."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found or 1
 
 
 COSTS = {
@@ -222,6 +232,7 @@ COSTS = {
         layer_work=0.5,
         logits=8.8,
         tower_scores=1.0,
+        at_once=max(1.0, 0.85 * cores()),
     ),
     "CUDA": Costs(pad_to=128, measured=False),
     "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
@@ -330,14 +341,18 @@ def _activations(
     scores = shape.heads * span
     size = setting.itemsize
     layer = tokens * (wide + costs.scores * scores) * size
-    moment = tokens * costs.scores_work * scores * size
-    logits = costs.logits * min(max(64 * 4 * shape.vocab, costs.chunk), trained * 4 * shape.vocab)
+    # What is there for a moment is there for the rows under way.
+    share = min(1.0, (costs.at_once or rows) / rows)
+    pieces = 1.0 if costs.at_once is None else min(rows, costs.at_once)
+    chunk = pieces * max(64 * 4 * shape.vocab, costs.chunk)
+    moment = share * tokens * costs.scores_work * scores * size
+    logits = costs.logits * min(chunk, share * trained * 4 * shape.vocab)
     # The loss' slope is kept beside the hidden states that it belongs to.
     logits += 2 * trained * shape.hidden * size
     if setting.checkpoint:
         kept = shape.layers * tokens * shape.hidden * size
-        return kept, max(logits, costs.checkpoint_work * layer + moment)
-    return shape.layers * layer, max(logits, costs.layer_work * layer + moment)
+        return kept, max(logits, share * costs.checkpoint_work * layer + moment)
+    return shape.layers * layer, max(logits, share * costs.layer_work * layer + moment)
 
 
 def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> float:
