@@ -13,12 +13,23 @@ from datetime import date
 from pathlib import Path
 
 # Imports what each entry needs when it runs; the training step measures processes of their own.
-from . import decode, large_database, main_job, measure, pieces, service, similar, training_step
+from . import (
+    decode,
+    large_database,
+    main_job,
+    measure,
+    memory_fit,
+    pieces,
+    service,
+    similar,
+    training_step,
+)
 
 ENTRIES = {
     "training_step": training_step.run,
     "main_job": main_job.run,
     **pieces.ENTRIES,
+    "memory_fit": memory_fit.run,
     "decode": decode.sample,
     "service": service.run,
     "similar": similar.run,

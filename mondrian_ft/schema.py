@@ -307,7 +307,10 @@ class LoraConfig:
             "down_proj",
         ]
     )
-    """Suffixes of the language model's linear layers that get an adapter."""
+    """The language model's linear layers that get an adapter: last names, or regular expressions
+    for whole names such as ``.*layers\\.[0-3]\\.self_attn\\..*``."""
+    layers: list[str] | None = None
+    """Decoder layers that get one, numbers and ranges such as [0-3,35]; null is all of them."""
     method: LoraMethod = LoraMethod.lora
     """How the scale follows from alpha and rank."""
     plus: float = 1.0
@@ -326,6 +329,11 @@ class LoraConfig:
             targets,
             "a list of different layer names, one at least",
         )
+        if self.layers is not None:
+            rule = "null, or a list of numbers and rising ranges such as [0-3,35]"
+            entries = [re.fullmatch(r"(\d+)(?:-(\d+))?", one) for one in self.layers]
+            rising = all(e and int(e[1]) <= int(e[2] or e[1]) for e in entries)
+            _check(bool(entries) and rising, "lora.layers", self.layers, rule)
 
 
 @dataclass
@@ -395,6 +403,9 @@ class TrainerConfig:
     and kept in the adapter's place; null keeps the adapter itself."""
     grad_checkpoint: bool = False
     """Recompute each layer in the backward pass: about a third more time for less memory."""
+    overfit: int | None = None
+    """Learn so many batches by heart instead of training, to see whether anything can be learnt,
+    1 or more; null trains."""
     seed: int = 0
     """Seed of the adapter's initial weights, the batches and the dropout, 0 or more."""
     resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
@@ -404,7 +415,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")
         _check_count("trainer", self, "save_every", "eval_every", "patience")
-        _check_count("trainer", self, "monitor_rows")
+        _check_count("trainer", self, "monitor_rows", "overfit")
         _check_count("trainer", self, "seed", "max_bad_steps", least=0)
         value = self.spike
         _check(value is None or 1 < value < math.inf, "trainer.spike", value, "above 1, or null")

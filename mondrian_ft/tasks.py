@@ -155,6 +155,16 @@ class Inspect(Task):
 
 
 @dataclass
+class Memory(Task):
+    """Predicted peak memory of training, with nothing loaded, and what would lower it."""
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.memory(self, config, run)
+
+
+@dataclass
 class Train(Task):
     """Prepared rows -> adapter directory."""
 
@@ -510,6 +520,7 @@ TASKS: dict[str, type[Task]] = {
     "prepare": Prepare,
     "review": Review,
     "inspect": Inspect,
+    "memory": Memory,
     "train": Train,
     "evaluate": Evaluate,
     "assess": Assess,

@@ -96,3 +96,14 @@ def test_decoding_with_random_weights_runs_without_config_or_tracking(tmp_path: 
     assert sections["base_batch_2"]["tokens_per_second"] > 0
     assert sections["evaluation_ours"]["tokens"] == 2 * 2 * 5
     assert found["evaluation_ratio"] > 0
+
+
+def test_the_documented_peaks_are_the_recorded_ones() -> None:
+    """Promise: docs/memory.md shows what was measured, all of it, and none is further off than
+    15 %."""
+    from benchmarks import memory_fit
+
+    assert memory_fit.table() in memory_fit.DOCS.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        cases = json.loads(path.read_text())["entries"].get("memory_fit", {}).get("cases", {})
+        assert all(abs(one["off"]) <= 0.15 for one in cases.values()), path

@@ -51,6 +51,7 @@ class ImageProcessor(Protocol):
     image_std: Sequence[float]
 
     def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]: ...
+    def num_image_tokens(self, height: int, width: int, **kwargs: Any) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,40 @@ def to_pixels(photograph: Image, processor: ImageProcessor, settings: PixelSetti
     )
     t, h, w = (int(n) for n in output["image_grid_thw"][0])
     return Pixels(np.asarray(output["pixel_values"], np.float32), (t, h, w), processor.merge_size)
+
+
+def count_tokens(path: Path, processor: ImageProcessor, settings: PixelSettings) -> int:
+    """Image tokens that a photograph will have, from its header: no pixel is decoded.
+
+    Raises:
+        DataError: as :func:`open_photograph`, for what a header tells.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                _check_size(path, *file.size)
+                width, height = file.size
+                turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise DataError(f"photograph {path} does not exist; link again or put it back") from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path} is not a picture Pillow can read; leave it out or replace it"
+        ) from None
+    except Image.DecompressionBombError:
+        raise _too_large(path, "too many") from None
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); leave it out or replace it") from None
+    if turned:
+        width, height = height, width
+    return int(
+        processor.num_image_tokens(
+            height, width, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+        )
+    )
 
 
 def to_photograph(pixels: Pixels, processor: ImageProcessor) -> Image:

@@ -189,7 +189,22 @@ def quantizable(module: Any) -> bool:
     return isinstance(module, nn.Linear) and module.weight.shape[-1] % QUANTIZATION_GROUP == 0
 
 
-def _resolve(path: str | Path, *, download: bool = True) -> Path:
+_SMALL = ["*.json", "*.jinja", "*.txt"]
+"""The files of a model that hold no weights."""
+
+
+def front_folder(path: str | Path) -> Path:
+    """The folder of a model's small files; of a Hugging Face id no weights are downloaded.
+
+    Raises:
+        ModelError: there is no such folder, or the hub cannot be reached.
+    """
+    return _resolve(path, patterns=_SMALL)
+
+
+def _resolve(
+    path: str | Path, *, download: bool = True, patterns: Sequence[str] = (*_SMALL, "*.safetensors")
+) -> Path:
     """The model's folder, downloaded if it has to be and ``download`` allows it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -202,17 +217,18 @@ def _resolve(path: str | Path, *, download: bool = True) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     if not download:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            found = snapshot_download(str(path), allow_patterns=patterns, local_files_only=True)
+            found = snapshot_download(
+                str(path), allow_patterns=list(patterns), local_files_only=True
+            )
         except LocalEntryNotFoundError:
             raise ModelError(f"{path} has not been downloaded yet") from None
         return Path(found)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
+        return Path(snapshot_download(str(path), allow_patterns=list(patterns)))
     except Exception as error:  # its errors and those of its HTTP client have no common base
         raise ModelError(
             f"model.path={path} is not a folder here and could not be downloaded from the Hugging "

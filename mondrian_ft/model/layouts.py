@@ -8,6 +8,7 @@ this package tensors have mlx-vlm's names and shapes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,8 +68,6 @@ def peft_config(spec: LoraSpec, *, base: str, tensors: Iterable[str]) -> dict[st
         base: the base model's name.
         tensors: names of the adapter's tensors.
     """
-    suffixes = sorted({name.rsplit(".", 2)[-2] for name in tensors})
-    layers = r"\d+" if spec.layers is None else f"({'|'.join(map(str, spec.layers))})"
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -79,13 +78,26 @@ def peft_config(spec: LoraSpec, *, base: str, tensors: Iterable[str]) -> dict[st
         "use_rslora": spec.method == "rslora",
         "use_dora": spec.method == "dora",
         # A pattern rather than suffixes: a suffix such as o_proj could also match elsewhere.
-        "target_modules": rf"model\.language_model\.layers\.{layers}\..*\.({'|'.join(suffixes)})",
+        "target_modules": _pattern(spec, tensors),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+
+
+def _pattern(spec: LoraSpec, tensors: Iterable[str]) -> str:
+    """A regular expression for just the matrices that the tensors belong to."""
+    matrices = {name.rsplit(".", 1)[0].split("layers.", 1)[1] for name in tensors}
+    numbers = {name.split(".", 1)[0] for name in matrices}
+    suffixes = sorted({name.rsplit(".", 1)[-1] for name in matrices})
+    start = r"model\.language_model\.layers\."
+    if len(matrices) != len(numbers) * len(suffixes):
+        # Not the same ones in every layer: a shorter pattern would make PEFT adapt more.
+        return f"{start}({'|'.join(re.escape(name) for name in sorted(matrices))})"
+    layers = r"\d+" if spec.layers is None else f"({'|'.join(map(str, spec.layers))})"
+    return rf"{start}{layers}\..*\.({'|'.join(suffixes)})"
 
 
 def mlx_config(spec: LoraSpec, tensors: Iterable[str]) -> dict[str, Any]:

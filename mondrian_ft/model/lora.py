@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..errors import AdapterError, nearest
+from ..errors import AdapterError
+from . import targets
 from .backend import mx, nn
+from .targets import layer_number as layer_number
 
 METHODS = ("lora", "rslora", "dora")
 NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
@@ -29,7 +31,8 @@ class LoraSpec:
         rank: inner dimension of each pair of matrices, 1 or more.
         alpha: strength; what multiplies the product is :attr:`scale`.
         dropout: probability of dropping an input feature while training, 0 ≤ p < 1.
-        targets: names of the matrices adapted in every decoder layer, such as ``q_proj``.
+        targets: names of the matrices adapted in every decoder layer, such as ``q_proj``, or
+            regular expressions for whole names (see ``model.targets``).
         method: ``lora`` (scale = alpha / rank, Hu et al. 2021), ``rslora`` (alpha / √rank,
             Kalajdzievski 2023) or ``dora`` (alpha / rank, and a trained magnitude for each output,
             Liu et al. 2024).
@@ -89,26 +92,16 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
         for name, module in model.language_model.named_modules()
         if isinstance(module, nn.Linear | nn.QuantizedLinear) and ".layers." in f".{name}"
     }
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in available})
-    for target in spec.targets:
-        if target not in kinds:
-            near = nearest(target, kinds)
-            hint = f"; did you mean {near}?" if near else ""
-            raise AdapterError(
-                f"lora.target_modules names {target}, which matches no matrix of the language "
-                f"model; it has {', '.join(kinds)}{hint}"
-            )
-    depth = 1 + max(layer_number(name) for name in available)
-    if spec.layers is not None and spec.layers[-1] >= depth:
-        raise AdapterError(
-            f"the adapter has layer {spec.layers[-1]}, but the model's last is {depth - 1}; it was "
-            "made for another base"
-        )
-    chosen = [
+    elsewhere = [
         name
-        for name in available
-        if name.rsplit(".", 1)[-1] in spec.targets
-        and (spec.layers is None or layer_number(name) in spec.layers)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.QuantizedLinear)
+        and not name.startswith(targets.PREFIX)
+    ]
+    names = [f"{targets.PREFIX}{name}" for name in available]
+    chosen = [
+        name.removeprefix(targets.PREFIX)
+        for name in targets.matching(names, spec.targets, spec.layers, elsewhere)
     ]
     kind = _dora_layer() if spec.method == "dora" else LoRALinear
     # The model's own order depends on how its modules are stored; the seed should not.
@@ -136,11 +129,6 @@ def tensors(model: Any) -> dict[str, mx.array]:
         for part in ("lora_a", "lora_b", "m")
         if part in layer
     }
-
-
-def layer_number(name: str) -> int:
-    """The decoder layer that a matrix or tensor named ``….layers.<number>.…`` belongs to."""
-    return int(name.split("layers.", 1)[1].split(".", 1)[0])
 
 
 def set_tensors(model: Any, values: Mapping[str, mx.array]) -> None:

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import auditing, evaluation, judging, repeats, rows, training, versioning
+    from . import auditing, evaluation, judging, overfitting, repeats, rows, training, versioning
 
     judging.check(config)
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run)
+    if config.trainer.overfit is not None:
+        return overfitting.overfit(config, run, base, features, parts)
     if repeats.wanted(config):
         done, loss = repeats.evaluate(config, run, base, features, parts, labels=labels)
         screen.show_closing(
@@ -127,15 +129,24 @@ def inspect(task: tasks.Inspect, config: Config, run: Run) -> None:
     inspecting.inspect(task, config, run)
 
 
+def memory(task: tasks.Memory, config: Config, run: Run) -> None:
+    """The predicted peak of training, before anything is loaded."""
+    from . import planning
+
+    planning.memory(task, config, run)
+
+
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
-    from . import auditing, rows, training
+    from . import auditing, overfitting, rows, training
 
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.load(config, run)
     if config.data.require_informative:
         auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run)
+    if config.trainer.overfit is not None:
+        return overfitting.overfit(config, run, base, features, parts)
     adapter, loss = training.train(config, run, base, features, parts, folder)
     run.console.print(f"adapter  {screen.near(adapter.folder)}", soft_wrap=True, markup=False)
     run.console.print("\nNext", style="bold")

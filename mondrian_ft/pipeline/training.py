@@ -22,12 +22,13 @@ from ..model.adapter import Adapter
 from ..model.backend import describe
 from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
+from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
 from ..training import callbacks, lock, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer, TrainState
-from . import resuming
+from . import checking, resuming
 from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
@@ -115,6 +116,18 @@ def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -
     )
 
 
+def lora_spec(config: Config) -> lora.LoraSpec:
+    """The adapter that the config asks for."""
+    return lora.LoraSpec(
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        dropout=config.lora.dropout,
+        targets=tuple(config.lora.target_modules),
+        method=str(config.lora.method),
+        layers=None if config.lora.layers is None else parse_layers(config.lora.layers),
+    )
+
+
 def train(
     config: Config,
     run: Run,
@@ -156,18 +169,12 @@ def _train(
         rows=len(examples),
     ):
         run.warn(sentence)
-    checks = preflight.check(base, examples, features)
+    checks = checking.base(config, run, base, examples, features)
 
-    spec = lora.LoraSpec(
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        dropout=config.lora.dropout,
-        targets=tuple(config.lora.target_modules),
-        method=str(config.lora.method),
-    )
+    spec = lora_spec(config)
     lora.attach(base.model, spec, seed=config.trainer.seed)
     tensors = lora.tensors(base.model)
-    preflight.check_space(folder, sum(value.nbytes for value in tensors.values()))
+    checks |= checking.adapter(config, run, base, examples, features, folder)
     run.console.print(
         f"Training: {len(examples)} rows, {total} updates, "
         f"{sum(value.size for value in tensors.values()):,} trained parameters",
@@ -228,6 +235,11 @@ def _train(
             result = trainer.fit()
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None
+    except (MemoryError, RuntimeError) as error:
+        spent = checking.out_of_memory(error, config, base, examples, trainer.state.step)
+        if spent is None:
+            raise
+        raise spent from error
 
     state = result.state
     kept = checkpoints.best() if parts.test and state.best_step is not None else checkpoints.last()

@@ -22,7 +22,7 @@ from .optim import peak_reached
 
 
 def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> dict[str, float]:
-    """Check masks and that the picture reaches the model.
+    """Check masks and that the pictures reach the model.
 
     Args:
         base: the model that will be trained.
@@ -30,16 +30,18 @@ def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> di
         features: their pictures.
 
     Returns:
-        ``loss`` of a row with its own picture and ``loss_blank`` with an empty one, in nats.
+        ``loss`` of a row with its own picture, ``loss_shuffled`` with another row's, or with the
+        pieces of its own in another order where no other has its size, and ``loss_blank`` with an
+        empty one, in nats.
 
     Raises:
         TrainingError: a row does not pass a :class:`Check`, the loss is not finite, or the picture
-            changes nothing.
+            changes nothing, or all pictures are one.
     """
     for batch in in_order(examples, 1, base.pad_token):
         for fault in batch_faults(base, batch):
             raise TrainingError(fault.sentence)
-    return _picture_matters(base, examples[0], features)
+    return _picture_matters(base, examples, features)
 
 
 class Check(StrEnum):
@@ -127,9 +129,27 @@ def batch_faults(base: Base, batch: Batch) -> list[Fault]:
     return found
 
 
-def _picture_matters(base: Base, example: Example, features: FeatureStore) -> dict[str, float]:
+def _picture_matters(
+    base: Base, examples: Sequence[Example], features: FeatureStore
+) -> dict[str, float]:
+    example = examples[0]
     own = features.get([(example.row.image_sha256, example.pixels)])[0]
     blank = VisionFeatures(own.features * 0, tuple(level * 0 for level in own.deepstack))
+    other = next(
+        (
+            one
+            for one in examples
+            if one.row.image_sha256 != example.row.image_sha256
+            and one.pixels.grid == example.pixels.grid
+        ),
+        None,
+    )
+    if other is not None:
+        (shuffled,) = features.get([(other.row.image_sha256, other.pixels)])
+    else:
+        backwards = mx.arange(own.features.shape[0])[::-1]
+        levels = tuple(level[backwards] for level in own.deepstack)
+        shuffled = VisionFeatures(own.features[backwards], levels)
     batch = collate([example], [0], base.pad_token)
 
     def loss(picture: VisionFeatures) -> float:
@@ -146,7 +166,7 @@ def _picture_matters(base: Base, example: Example, features: FeatureStore) -> di
         wanted = mx.array(flat[flat >= 0])
         return number(token_losses(base.backbone, inputs, where, wanted).mean())
 
-    seen, unseen = loss(own), loss(blank)
+    seen, swapped, unseen = loss(own), loss(shuffled), loss(blank)
     if not math.isfinite(seen):
         raise TrainingError(
             f"the loss of row {example.row.job_id} is {seen:g} before any training; the base's "
@@ -157,7 +177,16 @@ def _picture_matters(base: Base, example: Example, features: FeatureStore) -> di
             f"the picture of row {example.row.job_id} makes no difference to the loss ({seen:.4f} "
             "with and without it): the model is not being shown the photographs"
         )
-    return {"loss": seen, "loss_blank": unseen}
+    if seen == swapped and own.features.shape[0] > 1:
+        whose = "its own pieces in another order"
+        if other is not None:
+            whose = f"the picture of row {other.row.job_id}"
+        raise TrainingError(
+            f"row {example.row.job_id} has the same loss ({seen:.4f}) with its own picture and "
+            f"with {whose}: the model sees that there is a picture, and not which; see whether the "
+            "photographs are all alike, else the vision tower's weights are damaged"
+        )
+    return {"loss": seen, "loss_shuffled": swapped, "loss_blank": unseen}
 
 
 def warnings(
@@ -203,8 +232,8 @@ def warnings(
     return found
 
 
-def check_space(folder: Path, adapter_bytes: int) -> None:
-    """Refuse to start where the checkpoints will not fit.
+def check_space(folder: Path, adapter_bytes: int) -> tuple[int, int]:
+    """Bytes needed and free; refuses to start where the checkpoints will not fit.
 
     A checkpoint holds the adapter and two moments of it; the last two, the best and one being
     written are there at once, and the adapter itself.
@@ -220,3 +249,4 @@ def check_space(folder: Path, adapter_bytes: int) -> None:
             f"{folder} has {free / 1e9:.2f} GB free, training needs {needed / 1e9:.2f} GB for its "
             "checkpoints; free some space or choose another task.output_dir"
         )
+    return needed, free

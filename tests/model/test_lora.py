@@ -214,3 +214,65 @@ def test_layers_sort_by_number() -> None:
     """Layer 2 before layer 10, so that seeds and files do not depend on spelling."""
     names = ["a.10.b", "a.2.b", "a.2.a"]
     assert sorted(names, key=lora._natural) == ["a.2.a", "a.2.b", "a.10.b"]
+
+
+def test_targets_may_be_regular_expressions(lab, base) -> None:
+    """A pattern for whole names; what PEFT is told names just these matrices again."""
+    import re
+
+    from mondrian_ft.model import layouts
+
+    wanted = (r".*layers\.0\.self_attn\.[qk]_proj", r".*\.1\.mlp\..*")
+    spec = lab.spec(targets=wanted)
+    names = lora.attach(base.model, spec, seed=0)
+    assert [name.removeprefix("language_model.model.layers.") for name in names] == [
+        "0.self_attn.k_proj",
+        "0.self_attn.q_proj",
+        "1.mlp.down_proj",
+        "1.mlp.gate_proj",
+        "1.mlp.up_proj",
+    ]
+    pattern = layouts.peft_config(spec, base="b", tensors=lora.tensors(base.model))
+    lora.detach(base.model)
+    everywhere = lora.attach(base.model, lab.spec(), seed=0)
+    matched = [
+        name
+        for name in everywhere
+        if re.fullmatch(
+            pattern["target_modules"],
+            name.replace("language_model.model.", "model.language_model.", 1),
+        )
+    ]
+    assert matched == names
+
+
+def test_a_range_of_layers(lab, base) -> None:
+    """As lora.layers gives it."""
+    from mondrian_ft.model.targets import parse_layers, ranges
+
+    assert parse_layers(["0-3", "7", "2-4"]) == (0, 1, 2, 3, 4, 7)
+    assert ranges((0, 1, 2, 3, 4, 7)) == "0-4, 7"
+    names = lora.attach(base.model, lab.spec(layers=parse_layers(["1"])), seed=0)
+    assert {lora.layer_number(name) for name in names} == {1}
+    lora.detach(base.model)
+    with pytest.raises(AdapterError, match="the adapter has layer 2, but the model's last is 1"):
+        lora.attach(base.model, lab.spec(layers=(1, 2)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "sentence"),
+    [
+        ((r".*\.mlp\.q_proj",), None, "in full such as language_model.model.layers.0"),
+        (("[",), None, "no regular expression"),
+        (
+            (r".*layers\.0\..*", "q_proj"),
+            (1,),
+            r"matches nothing in the layers 1 of lora.layers",
+        ),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(lab, base, targets, layers, sentence) -> None:
+    """The model is left without an adapter."""
+    with pytest.raises(AdapterError, match=sentence):
+        lora.attach(base.model, lab.spec(targets=targets, layers=layers), seed=0)
+    assert lora.lora_layers(base.model) == {}
