@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..data.batches import Batch
-from ..model.backend import mx, nn
+from ..model.backend import mx
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Inputs, Qwen3VL, assemble
+
+CHUNK_BYTES = 256 << 20
+"""Bound on the float32 logits that are in memory at a time."""
 
 
 def device_batch(
@@ -39,12 +44,51 @@ def token_losses(
     wanted: mx.array,
     *,
     checkpoint: bool = False,
+    ordered: bool = False,
 ) -> mx.array:
     """Cross-entropy in nats of each trained token, shape (M,), float32.
 
-    The head is applied to the M positions that need it: prompt and padding never get logits.
+    The last layer's products and the head are computed for the M positions that need them: prompt
+    and padding never get logits. Positions whose ``wanted`` is negative fill M up; their loss is 0.
     """
-    h = backbone.hidden(inputs, checkpoint=checkpoint)
-    chosen = h.reshape(-1, h.shape[-1])[where]
-    logits = backbone.head(chosen).astype(mx.float32)
-    return nn.losses.cross_entropy(logits, wanted)
+    h = backbone.hidden_at(inputs, where, checkpoint=checkpoint, ordered=ordered)
+    return chunked_cross_entropy(backbone, h, wanted)
+
+
+def chunked_cross_entropy(
+    backbone: Any, h: mx.array, wanted: mx.array, *, chunk_bytes: int = CHUNK_BYTES
+) -> mx.array:
+    """Cross-entropy (M,) float32 of hidden states (M, D), the logits never all in memory.
+
+    Each chunk's gradient is computed beside its loss, while its logits are there; a loss depends
+    on its own row of h alone, so the backward pass is one product with the cotangent.
+    """
+    rows = max(64, chunk_bytes // (4 * backbone.vocabulary))
+
+    def both(h: mx.array) -> tuple[mx.array, mx.array]:
+        losses, slopes = [], []
+        for start in range(0, h.shape[0], rows):
+            part, target = h[start : start + rows], wanted[start : start + rows, None]
+            if slopes:
+                # One after the other, or all chunks' logits might be there at once.
+                (part,) = mx.depends([part], [losses[-1], slopes[-1]])
+            logits = backbone.head(part).astype(mx.float32)
+            total = mx.logsumexp(logits, axis=-1, keepdims=True)
+            counted = target >= 0
+            found = mx.take_along_axis(logits, mx.maximum(target, 0), axis=-1)
+            losses.append(mx.where(counted, total - found, 0)[:, 0])
+            hit = mx.arange(logits.shape[-1])[None] == target
+            slope = mx.where(counted, mx.exp(logits - total) - hit, 0)
+            slopes.append(backbone.head_back(slope.astype(part.dtype)))
+        return mx.concatenate(losses), mx.concatenate(slopes)
+
+    @mx.custom_function
+    def cross_entropy(h: mx.array) -> tuple[mx.array, mx.array]:
+        return both(h)
+
+    @cross_entropy.vjp
+    def back(h: Any, cotangents: Any, outputs: Any) -> mx.array:
+        slope = outputs[1]
+        return (cotangents[0][:, None] * slope.astype(mx.float32)).astype(slope.dtype)
+
+    return cross_entropy(h)[0]
