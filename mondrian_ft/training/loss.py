@@ -56,14 +56,14 @@ def token_losses(
 
 
 def chunked_cross_entropy(
-    backbone: Any, h: mx.array, wanted: mx.array, *, chunk_bytes: int = CHUNK_BYTES
+    backbone: Any, h: mx.array, wanted: mx.array, *, chunk_bytes: int | None = None
 ) -> mx.array:
     """Cross-entropy (M,) float32 of hidden states (M, D), the logits never all in memory.
 
     Each chunk's gradient is computed beside its loss, while its logits are there; a loss depends
     on its own row of h alone, so the backward pass is one product with the cotangent.
     """
-    rows = max(64, chunk_bytes // (4 * backbone.vocabulary))
+    rows = max(64, (chunk_bytes or CHUNK_BYTES) // (4 * backbone.vocabulary))
 
     def both(h: mx.array) -> tuple[mx.array, mx.array]:
         losses, slopes = [], []
