@@ -486,7 +486,10 @@ def _torch(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]
 
     for rows in party.rows:
         try:
-            yield f"rows_{rows}", run(_rows(shapes, rows), asdict(shapes), steps, **dict(party.options))
+            yield (
+                f"rows_{rows}",
+                run(_rows(shapes, rows), asdict(shapes), steps, **dict(party.options)),
+            )
         except Exception:
             yield f"rows_{rows}", {"error": traceback.format_exc()[-1500:]}
 

@@ -149,4 +149,3 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
             )
         )
     return mx.concatenate(blocks, axis=2)
-

@@ -167,10 +167,5 @@ def _unflat(flat: tuple[Any, ...]) -> Batch:
     inputs = Inputs(tokens, positions)
     if pictures:
         index, features, *deepstack = pictures
-        inputs = replace(
-            inputs, image_index=index, features=features, deepstack=tuple(deepstack)
-        )
+        inputs = replace(inputs, image_index=index, features=features, deepstack=tuple(deepstack))
     return inputs, where, wanted
-
-
-
