@@ -478,7 +478,7 @@ def _small_pieces(
 
     found["attention"] = ms(attention, (q, k, k))
     found["attention and back"] = ms(lambda q, k: mx.vjp(attention, [q, k, k], [q])[1], (q, k))
-    return {name: value for name, value in found.items()}
+    return found
 
 
 def _torch(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The torch side of ``training_4b``: transformers + PEFT, with Liger and ``torch.compile`` as asked.
+"""The torch side of ``training_4b``: transformers + PEFT, Liger and ``torch.compile`` as asked.
 
 Imports no MLX: both would reserve the GPU's memory.
 """

@@ -114,7 +114,7 @@ def _turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
 
 @_turned.vjp
 def _turned_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    x, cos, sin = primals
+    _, cos, sin = primals
     # The transpose of a rotation is the rotation back.
     back = cotangent * cos - _swap(cotangent) * sin
     return back, mx.zeros_like(cos), mx.zeros_like(sin)
