@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+STRETCH = 8
+"""Updates within which rows are sorted by length: more pads less, fewer mixes better."""
+
+
 class TooLong(DataError):
     """A row that has more tokens than the model takes. A row is never cut."""
 
@@ -145,12 +149,18 @@ class BatchStream:
     The order of an epoch depends only on the seed and the epoch's number, so a stream resumed
     from a cursor goes on exactly as the uninterrupted one would.
 
+    Rows of like length go into one update: each epoch the rows are shuffled, sorted by length
+    within stretches of some updates, and the updates shuffled. So an update's members change every
+    epoch, and how an update is divided into micro-batches changes nothing about its members. The
+    first update of all holds the longest row, so that whoever runs out of memory learns it there.
+
     Args:
         examples: what to train on.
         batch_size: rows of a micro-batch; the last of an epoch may have fewer.
         seed: of the orders.
         pad_token: fills rows on the right.
         cursor: where to begin.
+        accumulate: micro-batches of an update.
 
     Raises:
         DataError: there are no examples.
@@ -164,6 +174,7 @@ class BatchStream:
         seed: int,
         pad_token: int,
         cursor: Cursor = Cursor(),
+        accumulate: int = 1,
     ) -> None:
         if not examples:
             raise DataError("there are no rows to train on; see the link report for the reasons")
@@ -172,6 +183,8 @@ class BatchStream:
         self.seed = seed
         self.pad_token = pad_token
         self.cursor = cursor
+        self.accumulate = accumulate
+        self._order: tuple[int, list[int]] = (-1, [])
 
     @property
     def per_epoch(self) -> int:
@@ -182,7 +195,37 @@ class BatchStream:
         """Indices of the examples in the order of an epoch."""
         import numpy as np
 
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)).tolist()
+        if self._order[0] == epoch:
+            return self._order[1]
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = random.permutation(len(self.examples)).tolist()
+        size = self.batch_size * self.accumulate
+        if size > 1:
+            updates: list[list[int]] = []
+            # Few rows sorted as a whole would fall into the same updates every epoch.
+            stretch = size * max(1, min(STRETCH, len(shuffled) // size // 4))
+            for start in range(0, len(shuffled), stretch):
+                part = shuffled[start : start + stretch]
+                # Descending: what is left over at the end of the epoch is short.
+                part.sort(key=self._length, reverse=True)
+                updates += [part[at : at + size] for at in range(0, len(part), size)]
+            # An incomplete update stays the last.
+            whole = [update for update in updates if len(update) == size]
+            mixed = [whole[at] for at in random.permutation(len(whole)).tolist()]
+            shuffled = [row for update in mixed + updates[len(whole) :] for row in update]
+        if epoch == 0:
+            at = max(range(len(shuffled)), key=lambda place: self._length(shuffled[place]))
+            first = at // size * size
+            if first + size <= len(shuffled):
+                chosen = shuffled[first : first + size]
+                shuffled = [*chosen, *shuffled[:first], *shuffled[first + size :]]
+            else:
+                shuffled[0], shuffled[at] = shuffled[at], shuffled[0]
+        self._order = (epoch, shuffled)
+        return shuffled
+
+    def _length(self, row: int) -> int:
+        return len(self.examples[row].tokens)
 
     def next(self) -> Batch:
         """The next micro-batch; moves the cursor."""

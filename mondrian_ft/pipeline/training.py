@@ -123,6 +123,7 @@ def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -
         batch_size=config.trainer.batch_size,
         seed=config.trainer.seed,
         pad_token=base.pad_token,
+        accumulate=config.trainer.accumulate,
     )
 
 

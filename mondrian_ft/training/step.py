@@ -64,6 +64,7 @@ class UpdateStep:
         self.checkpoint = checkpoint
         self.compiled = not ON_CPU if compiled is None else compiled
         self.ordered = self.compiled if ordered is None else ordered
+        self._state: Any = None
         self._whole = self._maybe_compiled(self._update_of_one)
         self._gradient = self._maybe_compiled(self._gradient_of_one)
         self._finish = self._maybe_compiled(self._apply)
@@ -76,6 +77,9 @@ class UpdateStep:
         """
         self.model.train()
         parameters = self.model.trainable_parameters()
+        if self.optimizer.state is not self._state:
+            # A restored state lacks the parts of the tree that hold no parameters.
+            self.optimizer.init(parameters)
         state = self.optimizer.state
         share = mx.array(1.0 / count, mx.float32)
         try:
@@ -90,7 +94,7 @@ class UpdateStep:
             raise
         new, state, loss, norm, applied = done
         self.model.update(new)
-        self.optimizer.state = state
+        self.optimizer.state = self._state = state
         return Stepped(loss, norm, applied)
 
     def _accumulated(

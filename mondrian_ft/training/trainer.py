@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 from ..data.batches import Batch, BatchStream, Cursor, Example, in_order
 from ..errors import DivergedError, Interrupted
-from ..model.backend import mx, nn, number
+from ..model.backend import mx, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
 from .loss import device_batch, token_losses
+from .step import UpdateStep
 
 
 @dataclass
@@ -157,6 +158,7 @@ class Trainer:
         self.grad_checkpoint = grad_checkpoint
         self.callbacks = callbacks
         self.state = TrainState(visits=[0] * len(batches.examples))
+        self._step: UpdateStep | None = None
 
     def fit(self) -> TrainResult:
         """Train from the present state to the end.
@@ -213,37 +215,15 @@ class Trainer:
         Raises:
             DivergedError: loss or gradient norm is not finite. Nothing was changed.
         """
-        from mlx.optimizers import clip_grad_norm
-        from mlx.utils import tree_map
-
         started = time.perf_counter()
-        self.model.train()
         count = sum(batch.supervised for batch in micro_batches)
-        total, grads = mx.array(0.0), None
-        for batch in micro_batches:
-            inputs, where, wanted = device_batch(batch, self.backbone, self.features)
-
-            def loss(_: nn.Module, inputs=inputs, where=where, wanted=wanted) -> mx.array:
-                losses = token_losses(
-                    self.backbone, inputs, where, wanted, checkpoint=self.grad_checkpoint
-                )
-                return losses.sum() / count
-
-            value, grad = nn.value_and_grad(self.model, loss)(self.model)
-            grads = grad if grads is None else tree_map(mx.add, grads, grad)
-            total = total + value
-            # Evaluated one by one: accumulation is there to hold one micro-batch at a time.
-            mx.eval(total, grads)
-        # A bound no norm reaches leaves the gradient alone and still measures it.
-        clipped, norm = clip_grad_norm(grads, self.max_grad_norm or math.inf)
-        if self.max_grad_norm == 0:
-            clipped = grads
-        mx.eval(total, norm)
-        mean, norm = number(total), number(norm)
+        prepared = [device_batch(batch, self.backbone, self.features) for batch in micro_batches]
+        done = self._stepper()(prepared, count)
+        # Weights and optimizer are as they were if loss or norm is not finite.
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state, done.loss, done.grad_norm)
+        mean, norm = number(done.loss), number(done.grad_norm)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise self._diverged(micro_batches, mean, norm)
-        self.optimizer.update(self.model, clipped)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         for batch in micro_batches:
             for row in batch.rows:
                 self.state.visits[row] += 1
@@ -259,6 +239,16 @@ class Trainer:
             epoch=self.state.cursor.epoch,
             peak_memory=mx.get_peak_memory(),
         )
+
+    def _stepper(self) -> UpdateStep:
+        if self._step is None or self._step.optimizer is not self.optimizer:
+            self._step = UpdateStep(
+                self.backbone,
+                self.optimizer,
+                max_grad_norm=self.max_grad_norm,
+                checkpoint=self.grad_checkpoint,
+            )
+        return self._step
 
     def validation_loss(self) -> float:
         """Mean cross-entropy (nats) over all trained tokens of all validation rows."""
