@@ -73,20 +73,26 @@ def _party(work: str, *rows: int, env: dict[str, str] | None = None, **options: 
     return Party(work, rows or (1, 4), tuple(options.items()), tuple((env or {}).items()))
 
 
+def _graphs(operations: int, megabytes: int) -> dict[str, str]:
+    """What ends a graph of kernels; until it has run, all its temporary arrays are held."""
+    return {
+        "MLX_MAX_OPS_PER_BUFFER": str(operations),
+        "MLX_MAX_MB_PER_BUFFER": str(megabytes),
+    }
+
+
 PARTIES: dict[str, Party] = {
     "ours": _party("ours"),
     "checkpointed": _party("ours", checkpoint=True),
     "4bit_checkpointed": _party("ours", 1, checkpoint=True, bits=4),
     "pieces": _party("pieces", 1, 4),
     "4bit": _party("ours", 1, bits=4),
-    "unordered": _party("ours", 1, ordered=False),
-    "checkpointed_width_1": _party("ours", 1, checkpoint=True, env={"MLX_BFS_MAX_WIDTH": "1"}),
-    "large_graphs": _party(
-        "ours", 1, env={"MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "4000"}
-    ),
-    "separate": _party("ours", 1, joined=False),
-    "autodiff": _party("ours", 1, own_gradients=False),
-    "one_chunk": _party("ours", 1, checkpoint=True, chunk_bytes=1 << 40),
+    "ours_large_graphs": _party("ours", env=_graphs(200, 4000)),
+    "ours_larger_graphs": _party("ours", 1, env=_graphs(1000, 10_000)),
+    "checkpointed_limit": _party("ours", checkpoint=True, limit_gb=2.0),
+    "checkpointed_small_graphs": _party("ours", checkpoint=True, env=_graphs(100, 200)),
+    "checkpointed_one_chunk": _party("ours", 1, checkpoint=True, chunk_bytes=1 << 40),
+    "4bit_checkpointed_limit": _party("ours", 1, checkpoint=True, bits=4, limit_gb=1.5),
     "eager": _party("ours", 1, compiled=False),
     "mlx_vlm": _party("stock"),
     "torch_liger_compiled": _party("torch", liger=True, compiled=True),
@@ -210,7 +216,7 @@ def _model(shapes: Shapes) -> Any:
 
 
 def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]:
-    from mondrian_ft.model import decoder, lora
+    from mondrian_ft.model import lora
     from mondrian_ft.model.backend import mx, nn
     from mondrian_ft.model.base import quantizable
     from mondrian_ft.model.qwen3_vl import Qwen3VL, VisionFeatures, assemble
@@ -224,17 +230,13 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
             model.language_model, 64, bits, class_predicate=lambda _, module: quantizable(module)
         )
         mx.eval(model.parameters())
-    if not options.pop("joined", True):
-        decoder.project = lambda layers, x: [layer(x) for layer in layers]
-    if not options.pop("own_gradients", True):
-        decoder._turned = lambda x, cos, sin: x * cos + decoder._swap(x) * sin
-        decoder._swiglu = lambda gate, up: gate * mx.sigmoid(gate) * up
     if chunk := options.pop("chunk_bytes", None):
         loss.CHUNK_BYTES = chunk
     backbone = Qwen3VL(model)
     lora.attach(model, lora.LoraSpec(16, 32.0, 0.0, decode_targets(), "lora"), seed=0)
     mx.clear_cache()
     weights = round(mx.get_active_memory() / 1e9, 2)
+    more = options.pop("limit_gb", None)
     # 128 is what the fused backward pass of attention asks for on CUDA.
     width = -(-shapes.length // 128) * 128
     dtype = backbone.text.norm.weight.dtype
@@ -267,12 +269,15 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
         batch = (inputs, mx.array(where), mx.array(wanted))
         mx.eval(inputs.tokens, inputs.features, inputs.deepstack, inputs.positions, batch[1:])
         step = UpdateStep(backbone, optimizer, **options)
+        if more is not None:
+            # Above it MLX waits for what is running before it queues more; a third of it a row.
+            mx.set_memory_limit(int((weights + more * (1 + (rows - 1) / 3)) * 1e9))
 
         def queue(
             step: Any = step, batch: Any = batch, optimizer: Any = optimizer, n: int = len(where)
         ) -> Any:
             done = step([batch], n)
-            mx.async_eval(model.trainable_parameters(), optimizer.state, done.loss, done.applied)
+            mx.async_eval(step.arrays(), done.loss, done.applied)
             return done
 
         def wait(done: Any) -> float:

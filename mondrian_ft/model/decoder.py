@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import cpu_math
 from .backend import ON_CPU, mx
 from .lora_layers import project
 
 Rotary = tuple[mx.array, mx.array]
 """cos and sin, each (B, L, 1, head_dim), the signs of a rotation in sin."""
-
-BLOCK = 64
-"""Queries that a CPU attends with at a time, with the keys up to their last one."""
 
 
 def rotary(cos: mx.array, sin: mx.array) -> Rotary:
@@ -50,29 +48,24 @@ def layer_forward(
     k = attn.k_norm(k.reshape(batch, length, attn.n_kv_heads, -1))
     v = v.reshape(batch, length, attn.n_kv_heads, -1)
     q, k = _turned(q, *turn), _turned(k, *turn)
-    q, k, v = (one.transpose(0, 2, 1, 3) for one in (q, k, v))
-    out = _attention(q, k, v, attn.scale).transpose(0, 2, 1, 3).reshape(batch * length, -1)
+    out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
     if rows is not None:
         out, h = out[rows], h[rows]
-    h = h + attn.o_proj(out)
+    (h,) = project((attn.o_proj,), out, h)
     gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), layer.post_attention_layernorm(h))
-    return h + layer.mlp.down_proj(_swiglu(gate, up))
+    return project((layer.mlp.down_proj,), _gated(gate, up), h)[0]
 
 
-def kept(layer: Any, forward: Callable[[mx.array], mx.array], *, recompute: bool) -> Any:
-    """A layer's forward whose backward pass holds no more than it must.
+def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
+    """A layer's forward of which only the input is kept for the backward pass.
 
-    MLX evaluates a graph from its ends, so what only the end of a step needs, such as the
-    gradients of this layer's matrices, is put off to the end, and every input of those products is
-    held until then. And what can be recomputed at any time may be recomputed for all layers at
-    once. So the gradient that goes on to the layer below is made to wait for this layer's own
-    gradients, and with ``recompute`` the second forward for the gradient from above.
+    MLX may recompute at any time, and so for all layers at once, what depends on the forward pass
+    alone, as with ``mx.checkpoint``. Here the second forward waits for the gradient from above, and
+    the gradient that goes on waits for this layer's own.
 
     Args:
         layer: its trained parameters are what gradients are kept of.
-        forward: (T, D) → (T', D) through the layer, without randomness.
-        recompute: keep nothing but the layer's input, and run the layer again in the backward
-            pass. Otherwise the second run must be recognised for the first by ``mx.compile``.
+        forward: (T, D) → (T', D) through the layer.
     """
     from mlx.utils import tree_flatten, tree_unflatten
 
@@ -85,11 +78,9 @@ def kept(layer: Any, forward: Callable[[mx.array], mx.array], *, recompute: bool
         return forward(h)
 
     def backward(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-        primals = list(primals)
-        if recompute:
-            primals = mx.depends(primals, [cotangent])
-        _, grads = mx.vjp(through, list(primals), [cotangent])
-        below, own = grads[0], list(grads[1:])
+        again = mx.depends(list(primals), [cotangent])
+        _, grads = mx.vjp(through, again, [cotangent])
+        below, *own = grads
         if own:
             (below,) = mx.depends([below], own)
         return (below, *own)
@@ -134,18 +125,16 @@ def _swiglu_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     return cotangent * up * (s + silu * (1 - s)), cotangent * silu
 
 
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
+    if ON_CPU and gate.dtype == mx.float32:
+        return cpu_math.swiglu(gate, up)[0]
+    return _swiglu(gate, up)
+
+
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Causal attention, (B, heads, L, head_dim). Where a kernel is fused it knows what is masked;
-    MLX's CPU attention computes all scores, so there the upper right is left out by blocks."""
-    length = q.shape[2]
-    if not ON_CPU or length < 2 * BLOCK:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
-    blocks = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        blocks.append(
-            mx.fast.scaled_dot_product_attention(
-                q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=scale, mask="causal"
-            )
-        )
-    return mx.concatenate(blocks, axis=2)
+    """Causal attention, all (B, L, heads, head_dim)."""
+    if ON_CPU and q.dtype == mx.float32:
+        return cpu_math.attention(q, k, v, scale)
+    q, k, v = (one.transpose(0, 2, 1, 3) for one in (q, k, v))
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+    return out.transpose(0, 2, 1, 3)

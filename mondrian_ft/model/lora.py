@@ -263,7 +263,8 @@ def _dora_layer() -> Any:
             if factor is None:
                 # ‖W + s A B‖ is a constant of the gradient (Liu et al. 2024, section 4.3).
                 adapted = self._dequantized_weight() + (self.scale * self.lora_b.T) @ self.lora_a.T
-                factor = self.m / mx.stop_gradient(mx.linalg.norm(adapted, axis=1))
+                norm = mx.linalg.norm(adapted.astype(mx.float32), axis=1)
+                factor = self.m / mx.stop_gradient(norm)
             z = self.dropout(x) @ self.lora_a.astype(x.dtype)
             b = (self.scale * self.lora_b).astype(x.dtype)
             base = self.linear(x) - self.linear.bias if "bias" in self.linear else self.linear(x)

@@ -163,7 +163,6 @@ class Qwen3VL:
         where: mx.array,
         *,
         checkpoint: bool = False,
-        ordered: bool = False,
     ) -> mx.array:
         """Hidden states after the final norm of the M positions ``where``, shape (M, D).
 
@@ -174,7 +173,6 @@ class Qwen3VL:
             where: (M,) int32, flat indices row · L + position.
             checkpoint: recompute each layer in the backward pass instead of keeping its inner
                 activations.
-            ordered: bound what the backward pass holds; for compiled steps (see `decoder.kept`).
         """
         rows, width = inputs.tokens.shape
         h = self.text.embed_tokens(inputs.tokens)
@@ -191,15 +189,18 @@ class Qwen3VL:
             def forward(h: mx.array, layer: Any = layer, cut: mx.array | None = cut) -> mx.array:
                 return decoder.layer_forward(layer, h, turn, (rows, width), cut)
 
-            if checkpoint or ordered:
-                forward = decoder.kept(layer, forward, recompute=checkpoint)
-            h = forward(h)
+            h = decoder.recomputed(layer, forward)(h) if checkpoint else forward(h)
             if index is not None and number < len(inputs.deepstack):
                 added = _take(inputs.deepstack[number], index, h.dtype)
                 h = h + mx.where((index > 0)[:, None], added, mx.zeros_like(added))
         if last < len(inputs.deepstack):
             h = h[where]
         return self.text.norm(h)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the activations."""
+        return self.text.norm.weight.dtype
 
     @property
     def vocabulary(self) -> int:

@@ -44,14 +44,13 @@ def token_losses(
     wanted: mx.array,
     *,
     checkpoint: bool = False,
-    ordered: bool = False,
 ) -> mx.array:
     """Cross-entropy in nats of each trained token, shape (M,), float32.
 
     The last layer's products and the head are computed for the M positions that need them: prompt
     and padding never get logits. Positions whose ``wanted`` is negative fill M up; their loss is 0.
     """
-    h = backbone.hidden_at(inputs, where, checkpoint=checkpoint, ordered=ordered)
+    h = backbone.hidden_at(inputs, where, checkpoint=checkpoint)
     return chunked_cross_entropy(backbone, h, wanted)
 
 

@@ -38,13 +38,16 @@ class Stepped:
 class UpdateStep:
     """Updates the trainable parameters of a backbone's model.
 
+    What is trained are hundreds of small arrays, and an optimizer that takes them one by one starts
+    thousands of kernels a step. Where the optimizer treats every number alike (:data:`ELEMENTWISE`)
+    all of them are one vector here, and the model and ``optimizer.state`` get views of it.
+
     Args:
         backbone: the forward.
         optimizer: an MLX optimizer that was initialised with the trainable parameters.
         max_grad_norm: global norm the gradient is clipped to; 0 leaves it as it is.
         checkpoint: recompute layers in the backward pass.
         compiled: None for what the device gains from: yes on a GPU, no on a CPU.
-        ordered: bound what the backward pass holds (see `decoder.kept`); None as ``compiled``.
     """
 
     def __init__(
@@ -55,7 +58,6 @@ class UpdateStep:
         max_grad_norm: float = 1.0,
         checkpoint: bool = False,
         compiled: bool | None = None,
-        ordered: bool | None = None,
     ) -> None:
         self.backbone = backbone
         self.model = backbone.model
@@ -63,8 +65,9 @@ class UpdateStep:
         self.max_grad_norm = max_grad_norm
         self.checkpoint = checkpoint
         self.compiled = not ON_CPU if compiled is None else compiled
-        self.ordered = self.compiled if ordered is None else ordered
-        self._state: Any = None
+        self._shapes: list[tuple[str, tuple[int, ...]]] = []
+        self._given: tuple[Any, Any] = (None, None)
+        self._vector: tuple[Any, Any] = (None, None)
         self._whole = self._maybe_compiled(self._update_of_one)
         self._gradient = self._maybe_compiled(self._gradient_of_one)
         self._finish = self._maybe_compiled(self._apply)
@@ -73,89 +76,154 @@ class UpdateStep:
         """One update from micro-batches with ``count`` trained tokens among them.
 
         The gradient is that of the mean over all trained tokens of the update, however they are
-        divided into micro-batches.
+        divided into micro-batches. Nothing is waited for but the micro-batches but one.
         """
         self.model.train()
-        parameters = self.model.trainable_parameters()
-        if self.optimizer.state is not self._state:
-            # A restored state lacks the parts of the tree that hold no parameters.
-            self.optimizer.init(parameters)
+        before = self.model.trainable_parameters()
         state = self.optimizer.state
         share = mx.array(1.0 / count, mx.float32)
         try:
+            vector = self._as_vector(before)
             if len(batches) == 1:
-                done = self._whole(parameters, state, share, *_flat(batches[0]))
+                done = self._whole(*vector, share, *_flat(batches[0]))
             else:
-                done = self._accumulated(batches, parameters, state, share)
+                done = self._accumulated(batches, *vector, share)
         except BaseException:
             # Tracing has put placeholders into the model.
-            self.model.update(parameters)
+            self.model.update(before)
             self.optimizer.state = state
             raise
-        new, state, loss, norm, applied = done
-        self.model.update(new)
-        self.optimizer.state = self._state = state
+        values, moments, loss, norm, applied = done
+        self._publish(values, moments)
         return Stepped(loss, norm, applied)
 
-    def _accumulated(
-        self, batches: Sequence[Batch], parameters: Any, state: Any, share: mx.array
-    ) -> Any:
-        from mlx.utils import tree_map
+    def arrays(self) -> list[Any]:
+        """What holds the parameters and the optimizer's state, for ``mx.eval``."""
+        return list(self._vector)
 
-        total, grads = mx.array(0.0), None
+    # --- parameters and state as vectors ----------------------------------------------------
+
+    def _as_vector(self, parameters: Any) -> tuple[mx.array, Any]:
+        """Parameters and state as vectors; those of the last step if nobody has put in others."""
+        from mlx.utils import tree_flatten
+
+        flat: list[Any] = tree_flatten(parameters)  # pyright: ignore
+        mine = self._given[0]
+        if (
+            mine is not None
+            and self.optimizer.state is self._given[1]
+            and len(flat) == len(mine)
+            and all(a is b for (_, a), b in zip(flat, mine, strict=True))
+        ):
+            return self._vector
+        # A restored state lacks the parts of the tree that hold no parameters.
+        self.optimizer.init(parameters)
+        self._shapes = [(name, tuple(value.shape)) for name, value in flat]
+        values = _joined([value for _, value in flat])
+        state = self.optimizer.state
+        moments = {"step": state["step"]}
+        if "learning_rate" in state:
+            moments["learning_rate"] = state["learning_rate"]
+        own: list[Any] = [_at(state, name) for name, _ in flat]
+        moments["vector"] = {key: _joined([one[key] for one in own]) for key in own[0]}
+        return values, moments
+
+    def _publish(self, values: mx.array, moments: Any) -> None:
+        """Put views of the vectors into the model and the optimizer."""
+        from mlx.utils import tree_unflatten
+
+        parts = self._parts(values)
+        self.model.update(tree_unflatten(self._named(parts)))
+        kinds = {key: self._parts(vector) for key, vector in moments["vector"].items()}
+        own = [{key: found[n] for key, found in kinds.items()} for n in range(len(parts))]
+        state = {key: value for key, value in moments.items() if key != "vector"}
+        state |= tree_unflatten(self._named(own))  # pyright: ignore
+        self.optimizer.state = state
+        self._given, self._vector = (parts, state), (values, moments)
+
+    def _parts(self, vector: mx.array) -> list[mx.array]:
+        ends, end = [], 0
+        for _, shape in self._shapes[:-1]:
+            end += math.prod(shape)
+            ends.append(end)
+        pieces = mx.split(vector, ends)
+        return [
+            piece.reshape(shape) for piece, (_, shape) in zip(pieces, self._shapes, strict=True)
+        ]
+
+    def _named(self, parts: list[Any]) -> list[tuple[str, Any]]:
+        return [(name, part) for (name, _), part in zip(self._shapes, parts, strict=True)]
+
+    # --- the work ---------------------------------------------------------------------------
+
+    def _accumulated(
+        self, batches: Sequence[Batch], values: mx.array, moments: Any, share: mx.array
+    ) -> Any:
+        total, gradient = mx.array(0.0), None
         for batch in batches:
-            loss, grad = self._gradient(parameters, share, *_flat(batch))
-            grads = grad if grads is None else tree_map(mx.add, grads, grad)
+            loss, more = self._gradient(values, share, *_flat(batch))
+            gradient = more if gradient is None else gradient + more
             total = total + loss
             # Evaluated one by one: accumulation is there to hold one micro-batch at a time.
-            mx.eval(total, grads)
-        return self._finish(parameters, state, total, grads)
+            mx.eval(total, gradient)
+        return self._finish(values, moments, total, gradient)
 
-    def _update_of_one(self, parameters: Any, state: Any, share: mx.array, *flat: Any) -> Any:
-        loss, grads = self._gradient_of_one(parameters, share, *flat)
-        return self._apply(parameters, state, loss, grads)
+    def _update_of_one(self, values: mx.array, moments: Any, share: mx.array, *flat: Any) -> Any:
+        loss, gradient = self._gradient_of_one(values, share, *flat)
+        return self._apply(values, moments, loss, gradient)
 
-    def _gradient_of_one(self, parameters: Any, share: mx.array, *flat: Any) -> Any:
+    def _gradient_of_one(self, values: mx.array, share: mx.array, *flat: Any) -> Any:
+        from mlx.utils import tree_unflatten
+
         inputs, where, wanted = _unflat(flat)
+        dtype = self.backbone.dtype
 
-        def loss(parameters: Any) -> mx.array:
-            self.model.update(parameters)
-            losses = token_losses(
-                self.backbone,
-                inputs,
-                where,
-                wanted,
-                checkpoint=self.checkpoint,
-                ordered=self.ordered,
-            )
+        def loss(parts: list[mx.array]) -> mx.array:
+            self.model.update(tree_unflatten(self._named(parts)))
+            losses = token_losses(self.backbone, inputs, where, wanted, checkpoint=self.checkpoint)
             return losses.sum() * share
 
-        return mx.value_and_grad(loss)(parameters)
+        # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's
+        # magnitudes stay float32: in 16 bits a step of theirs would change nothing.
+        parts = self._parts(values.astype(dtype))
+        if dtype != mx.float32:
+            exact = self._parts(values)
+            cast = [name.endswith((".lora_a", ".lora_b")) for name, _ in self._shapes]
+            parts = [a if fits else b for a, b, fits in zip(parts, exact, cast, strict=True)]
+        value, grads = mx.value_and_grad(loss)(parts)
+        return value, _joined(grads).astype(mx.float32)
 
-    def _apply(self, parameters: Any, state: Any, loss: mx.array, grads: Any) -> Any:
-        from mlx.optimizers import clip_grad_norm
+    def _apply(self, values: mx.array, moments: Any, loss: mx.array, gradient: mx.array) -> Any:
         from mlx.utils import tree_map
 
-        # A bound no norm reaches leaves the gradient alone and still measures it.
-        clipped, norm = clip_grad_norm(grads, self.max_grad_norm or math.inf)
-        if self.max_grad_norm == 0:
-            clipped = grads
+        norm = mx.sqrt(mx.square(gradient).sum())
+        if self.max_grad_norm:
+            gradient = gradient * mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
         applied = mx.isfinite(loss) & mx.isfinite(norm)
-        self.optimizer.state = tree_map(lambda value: value, state)
-        new = self.optimizer.apply_gradients(clipped, parameters)
+        self.optimizer.state = tree_map(lambda value: value, moments)
+        new = self.optimizer.apply_gradients({"vector": gradient}, {"vector": values})["vector"]
 
         def choose(fresh: mx.array, before: mx.array) -> mx.array:
             return mx.where(applied, fresh, before)
 
-        new = tree_map(choose, new, parameters)
-        following = tree_map(choose, self.optimizer.state, state)
-        return new, following, loss, norm, applied
+        following = tree_map(choose, self.optimizer.state, moments)
+        return choose(new, values), following, loss, norm, applied
 
     def _maybe_compiled(self, work: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compiled:
             return work
         # Dropout draws from the global random state, which a compiled function has to be told of.
         return mx.compile(work, inputs=[mx.random.state], outputs=[mx.random.state])
+
+
+def _joined(arrays: Sequence[mx.array]) -> mx.array:
+    return mx.concatenate([array.reshape(-1) for array in arrays])
+
+
+def _at(tree: Any, name: str) -> Any:
+    for part in name.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    return tree
 
 
 def _flat(batch: Batch) -> tuple[Any, ...]:
