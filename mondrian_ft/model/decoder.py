@@ -26,7 +26,11 @@ def rotary(cos: mx.array, sin: mx.array) -> Rotary:
 
 
 def layer_forward(
-    layer: Any, h: mx.array, turn: Rotary, size: tuple[int, int], rows: mx.array | None = None
+    layer: Any,
+    h: mx.array,
+    turn: Rotary,
+    size: tuple[int, int],
+    rows: mx.array | None = None,
 ) -> mx.array:
     """One layer.
 

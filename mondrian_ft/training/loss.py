@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Batch
-from ..model.backend import mx
+from ..model import cpu_math
+from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Inputs, Qwen3VL, assemble
 
@@ -72,13 +73,11 @@ def chunked_cross_entropy(
                 # One after the other, or all chunks' logits might be there at once.
                 (part,) = mx.depends([part], [losses[-1], slopes[-1]])
             logits = backbone.head(part).astype(mx.float32)
-            total = mx.logsumexp(logits, axis=-1, keepdims=True)
-            counted = target >= 0
-            found = mx.take_along_axis(logits, mx.maximum(target, 0), axis=-1)
-            losses.append(mx.where(counted, total - found, 0)[:, 0])
-            hit = mx.arange(logits.shape[-1])[None] == target
-            slope = mx.where(counted, mx.exp(logits - total) - hit, 0)
-            slopes.append(backbone.head_back(slope.astype(part.dtype)))
+            counted, target = target >= 0, mx.maximum(target, 0)
+            weights, total, found = _softmax(logits, target)
+            losses.append(mx.where(counted, mx.log(total) - found, 0)[:, 0])
+            slope = _less_one(weights / total, target)
+            slopes.append(backbone.head_back(slope.astype(part.dtype)) * counted.astype(part.dtype))
         return mx.concatenate(losses), mx.concatenate(slopes)
 
     @mx.custom_function
@@ -91,3 +90,21 @@ def chunked_cross_entropy(
         return (cotangents[0][:, None] * slope.astype(mx.float32)).astype(slope.dtype)
 
     return cross_entropy(h)[0]
+
+
+def _softmax(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """e to the (logits - their largest) (M, V), the sums (M, 1) and the targets' exponents (M, 1)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    weights = cpu_math.exp(shifted) if ON_CPU else mx.exp(shifted)
+    found = mx.take_along_axis(shifted, target, axis=-1)
+    return weights, weights.sum(axis=-1, keepdims=True), found
+
+
+def _less_one(shares: mx.array, target: mx.array) -> mx.array:
+    """``shares`` (M, V), 1 less at the targets (M, 1)."""
+    if ON_CPU:
+        # Comparing every column costs as much as the head.
+        own = mx.take_along_axis(shares, target, axis=-1)
+        return mx.put_along_axis(shares, target, own - 1, axis=-1)
+    # Within a compiled function this costs nothing, as it is part of the one kernel.
+    return shares - (mx.arange(shares.shape[-1])[None] == target)
