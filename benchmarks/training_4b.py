@@ -276,7 +276,7 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
         def queue(
             step: Any = step, batch: Any = batch, optimizer: Any = optimizer, n: int = len(where)
         ) -> Any:
-            done = step([batch], n)
+            done = step([[batch]], n)
             mx.async_eval(step.arrays(), done.loss, done.applied)
             return done
 

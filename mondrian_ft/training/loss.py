@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..data.batches import Batch
-from ..model import cpu_math
+from ..model import blas, cpu_math
 from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Inputs, Qwen3VL, assemble
@@ -36,6 +40,55 @@ def device_batch(
     flat = batch.targets.reshape(-1)
     where = np.flatnonzero(flat >= 0).astype(np.int32)
     return inputs, mx.array(where), mx.array(flat[where])
+
+
+def device_parts(
+    batch: Batch, backbone: Qwen3VL, features: FeatureStore
+) -> list[tuple[Inputs, mx.array, mx.array]]:
+    """A batch as a device gains from: whole on a GPU, row by row on a CPU.
+
+    There nothing is gained from larger products, rows alone have no padding, and several are
+    computed side by side (:func:`side_by_side`).
+    """
+    if not ON_CPU:
+        return [device_batch(batch, backbone, features)]
+    parts = []
+    for number, example in enumerate(batch.examples):
+        size = len(example.tokens)
+        row = Batch(
+            batch.tokens[number : number + 1, :size],
+            batch.targets[number : number + 1, :size],
+            batch.rows[number : number + 1],
+            (example,),
+        )
+        parts.append(device_batch(row, backbone, features))
+    return parts
+
+
+def side_by_side(count: int) -> list[Any]:
+    """For each of some pieces of work the stream it is put into; on a CPU several in turn."""
+    if not ON_CPU or count == 1:
+        return [mx.default_stream(mx.default_device())] * count
+    streams = _streams()
+    return [streams[number % len(streams)] for number in range(count)]
+
+
+@lru_cache(maxsize=1)
+def _streams() -> list[Any]:
+    """A stream is a thread. MLX adds and exponentiates in one thread, whatever OpenBLAS does."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    first = mx.default_stream(mx.default_device())
+    return [first, *(mx.new_stream(mx.default_device()) for _ in range((cores or 1) - 1))]
+
+
+@contextmanager
+def evaluating(count: int) -> Iterator[None]:
+    """While ``count`` pieces are computed side by side, each product has one thread."""
+    if not ON_CPU or count == 1:
+        yield
+        return
+    with blas.threads(1):
+        yield
 
 
 def token_losses(

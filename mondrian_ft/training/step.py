@@ -14,10 +14,12 @@ from typing import Any
 
 from ..model.backend import ON_CPU, mx
 from ..model.qwen3_vl import Inputs
-from .loss import token_losses
+from .loss import side_by_side, token_losses
 
 Batch = tuple[Inputs, mx.array, mx.array]
 """What ``loss.device_batch`` makes: inputs, positions, wanted tokens."""
+Parts = Sequence[Batch]
+"""A micro-batch, divided into what is computed side by side (see ``loss.device_parts``)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class UpdateStep:
         self._gradient = self._maybe_compiled(self._gradient_of_one)
         self._finish = self._maybe_compiled(self._apply)
 
-    def __call__(self, batches: Sequence[Batch], count: int) -> Stepped:
+    def __call__(self, batches: Sequence[Parts], count: int) -> Stepped:
         """One update from micro-batches with ``count`` trained tokens among them.
 
         The gradient is that of the mean over all trained tokens of the update, however they are
@@ -85,7 +87,7 @@ class UpdateStep:
         try:
             vector = self._as_vector(before)
             if len(batches) == 1:
-                done = self._whole(*vector, share, *_flat(batches[0]))
+                done = self._whole(*vector, share, [_flat(part) for part in batches[0]])
             else:
                 done = self._accumulated(batches, *vector, share)
         except BaseException:
@@ -157,31 +159,37 @@ class UpdateStep:
     # --- the work ---------------------------------------------------------------------------
 
     def _accumulated(
-        self, batches: Sequence[Batch], values: mx.array, moments: Any, share: mx.array
+        self, batches: Sequence[Parts], values: mx.array, moments: Any, share: mx.array
     ) -> Any:
         total, gradient = mx.array(0.0), None
         for batch in batches:
-            loss, more = self._gradient(values, share, *_flat(batch))
+            loss, more = self._gradient(values, share, [_flat(part) for part in batch])
             gradient = more if gradient is None else gradient + more
             total = total + loss
             # Evaluated one by one: accumulation is there to hold one micro-batch at a time.
             mx.eval(total, gradient)
         return self._finish(values, moments, total, gradient)
 
-    def _update_of_one(self, values: mx.array, moments: Any, share: mx.array, *flat: Any) -> Any:
-        loss, gradient = self._gradient_of_one(values, share, *flat)
+    def _update_of_one(self, values: mx.array, moments: Any, share: mx.array, flat: Any) -> Any:
+        loss, gradient = self._gradient_of_one(values, share, flat)
         return self._apply(values, moments, loss, gradient)
 
-    def _gradient_of_one(self, values: mx.array, share: mx.array, *flat: Any) -> Any:
+    def _gradient_of_one(self, values: mx.array, share: mx.array, flat: Any) -> Any:
         from mlx.utils import tree_unflatten
 
-        inputs, where, wanted = _unflat(flat)
         dtype = self.backbone.dtype
 
         def loss(parts: list[mx.array]) -> mx.array:
             self.model.update(tree_unflatten(self._named(parts)))
-            losses = token_losses(self.backbone, inputs, where, wanted, checkpoint=self.checkpoint)
-            return losses.sum() * share
+            sums = []
+            for part, stream in zip(flat, side_by_side(len(flat)), strict=True):
+                with mx.stream(stream):
+                    inputs, where, wanted = _unflat(part)
+                    losses = token_losses(
+                        self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
+                    )
+                    sums.append(losses.sum())
+            return sum(sums[1:], sums[0]) * share
 
         # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's
         # magnitudes stay float32: in 16 bits a step of theirs would change nothing.

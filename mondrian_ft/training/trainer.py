@@ -22,7 +22,7 @@ from ..errors import DivergedError, Interrupted
 from ..model.backend import mx, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
-from .loss import device_batch, token_losses
+from .loss import device_parts, evaluating, side_by_side, token_losses
 from .step import UpdateStep
 
 
@@ -217,10 +217,12 @@ class Trainer:
         """
         started = time.perf_counter()
         count = sum(batch.supervised for batch in micro_batches)
-        prepared = [device_batch(batch, self.backbone, self.features) for batch in micro_batches]
-        done = self._stepper()(prepared, count)
-        # Weights and optimizer are as they were if loss or norm is not finite.
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state, done.loss, done.grad_norm)
+        prepared = [device_parts(batch, self.backbone, self.features) for batch in micro_batches]
+        step = self._stepper()
+        with evaluating(max(len(parts) for parts in prepared)):
+            done = step(prepared, count)
+            # Weights and optimizer are as they were if loss or norm is not finite.
+            mx.eval(step.arrays(), done.loss, done.grad_norm)
         mean, norm = number(done.loss), number(done.grad_norm)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise self._diverged(micro_batches, mean, norm)
@@ -277,8 +279,14 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     """Mean cross-entropy (nats) over all trained tokens of some batches."""
     total, count = 0.0, 0
     for batch in batches:
-        inputs, where, wanted = device_batch(batch, backbone, features)
-        total += number(token_losses(backbone, inputs, where, wanted).sum())
+        parts = device_parts(batch, backbone, features)
+        with evaluating(len(parts)):
+            sums = []
+            for part, stream in zip(parts, side_by_side(len(parts)), strict=True):
+                with mx.stream(stream):
+                    sums.append(token_losses(backbone, *part).sum())
+            mx.eval(sums)
+        total += sum(number(one) for one in sums)
         count += batch.supervised
     return total / count
 
