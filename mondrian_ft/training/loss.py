@@ -5,45 +5,82 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..data.batches import Batch
+from ..data.rooms import Room
 from ..model import blas, cpu_math
 from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
-from ..model.qwen3_vl import Inputs, Qwen3VL, assemble
+from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
 
 CHUNK_BYTES = 256 << 20
 """Bound on the float32 logits that are in memory at a time."""
 
 
 def device_batch(
-    batch: Batch, backbone: Qwen3VL, features: FeatureStore
+    batch: Batch, backbone: Qwen3VL, features: FeatureStore, room: Room | None = None
 ) -> tuple[Inputs, mx.array, mx.array]:
     """A batch as the forward takes it.
 
+    Args:
+        batch: the rows.
+        backbone: for whom.
+        features: their pictures.
+        room: what to fill up to; None to leave the batch as it is.
+
     Returns:
         Inputs; ``where`` (M,) int32, flat indices (row · L + position) of the M positions that
-        predict a trained token; ``wanted`` (M,) int32, those tokens.
+        predict a trained token; ``wanted`` (M,) int32, those tokens, -1 where M is filled up.
     """
-    inputs, _ = assemble(
-        batch.tokens,
-        [len(example.tokens) for example in batch.examples],
-        features.get([(one.row.image_sha256, one.pixels) for one in batch.examples]),
-        [example.pixels.grid for example in batch.examples],
-        image_token=backbone.image_token,
-        merge=backbone.merge,
+    tokens, targets = batch.tokens, batch.targets
+    lengths = [len(example.tokens) for example in batch.examples]
+    pictures: list[VisionFeatures | None] = list(
+        features.get([(one.row.image_sha256, one.pixels) for one in batch.examples])
     )
-    flat = batch.targets.reshape(-1)
+    grids: list[Grid | None] = [example.pixels.grid for example in batch.examples]
+    if room is not None:
+        more = room.rows - len(tokens)
+        space = [(0, more), (0, room.length - tokens.shape[1])]
+        tokens = np.pad(tokens, space)
+        targets = np.pad(targets, space, constant_values=-1)
+        lengths, pictures, grids = (
+            lengths + [0] * more,
+            pictures + [None] * more,
+            grids + [None] * more,
+        )
+    inputs, _ = assemble(
+        tokens, lengths, pictures, grids, image_token=backbone.image_token, merge=backbone.merge
+    )
+    flat = targets.reshape(-1)
     where = np.flatnonzero(flat >= 0).astype(np.int32)
-    return inputs, mx.array(where), mx.array(flat[where])
+    wanted = flat[where]
+    if room is not None:
+        space = (0, room.trained - len(where))
+        where, wanted = np.pad(where, space), np.pad(wanted, space, constant_values=-1)
+        inputs = _filled(inputs, room.images)
+    return inputs, mx.array(where), mx.array(wanted)
+
+
+def _filled(inputs: Inputs, count: int) -> Inputs:
+    """The image tokens' features, filled up to ``count``."""
+    if inputs.features is None:
+        return inputs
+    more = count - inputs.features.shape[0]
+
+    def fill(array: mx.array) -> mx.array:
+        return mx.pad(array, [(0, more), (0, 0)])
+
+    deepstack = tuple(fill(level) for level in inputs.deepstack)
+    return replace(inputs, features=fill(inputs.features), deepstack=deepstack)
 
 
 def device_parts(
-    batch: Batch, backbone: Qwen3VL, features: FeatureStore
+    batch: Batch, backbone: Qwen3VL, features: FeatureStore, room: Room | None = None
 ) -> list[tuple[Inputs, mx.array, mx.array]]:
     """A batch as a device gains from: whole on a GPU, row by row on a CPU.
 
@@ -51,7 +88,7 @@ def device_parts(
     computed side by side (:func:`side_by_side`).
     """
     if not ON_CPU:
-        return [device_batch(batch, backbone, features)]
+        return [device_batch(batch, backbone, features, room)]
     parts = []
     for number, example in enumerate(batch.examples):
         size = len(example.tokens)
@@ -146,7 +183,7 @@ def chunked_cross_entropy(
 
 
 def _softmax(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """e to the (logits - their largest) (M, V), the sums (M, 1) and the targets' exponents (M, 1)."""
+    """e to the (logits - their largest) (M, V), their sums, the targets' exponents (M, 1)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     weights = cpu_math.exp(shifted) if ON_CPU else mx.exp(shifted)
     found = mx.take_along_axis(shifted, target, axis=-1)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.batches import Batch, BatchStream, Cursor, Example, in_order
+from ..data.rooms import Rooms
 from ..errors import DivergedError, Interrupted
-from ..model.backend import mx, number
+from ..model.backend import ON_CPU, mx, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
 from .loss import device_parts, evaluating, side_by_side, token_losses
@@ -159,6 +160,7 @@ class Trainer:
         self.callbacks = callbacks
         self.state = TrainState(visits=[0] * len(batches.examples))
         self._step: UpdateStep | None = None
+        self._rooms: Rooms | None = None
 
     def fit(self) -> TrainResult:
         """Train from the present state to the end.
@@ -217,7 +219,11 @@ class Trainer:
         """
         started = time.perf_counter()
         count = sum(batch.supervised for batch in micro_batches)
-        prepared = [device_parts(batch, self.backbone, self.features) for batch in micro_batches]
+        rooms = self._shapes()
+        prepared = [
+            device_parts(batch, self.backbone, self.features, rooms.of(batch) if rooms else None)
+            for batch in micro_batches
+        ]
         step = self._stepper()
         with evaluating(max(len(parts) for parts in prepared)):
             done = step(prepared, count)
@@ -241,6 +247,12 @@ class Trainer:
             epoch=self.state.cursor.epoch,
             peak_memory=mx.get_peak_memory(),
         )
+
+    def _shapes(self) -> Rooms | None:
+        """The shapes of this run's batches where steps are compiled."""
+        if self._rooms is None and not ON_CPU:
+            self._rooms = Rooms(self.batches.examples, self.batches.batch_size)
+        return self._rooms
 
     def _stepper(self) -> UpdateStep:
         if self._step is None or self._step.optimizer is not self.optimizer:
