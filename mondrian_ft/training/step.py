@@ -16,7 +16,7 @@ from ..model.backend import ON_CPU, mx
 from ..model.qwen3_vl import Inputs
 from .loss import side_by_side, token_losses
 
-Batch = tuple[Inputs, mx.array, mx.array]
+Batch = tuple[Any, mx.array, mx.array]
 """What ``loss.device_batch`` makes: inputs, positions, wanted tokens."""
 Parts = Sequence[Batch]
 """A micro-batch, divided into what is computed side by side (see ``loss.device_parts``)."""
@@ -49,7 +49,7 @@ class UpdateStep:
         optimizer: an MLX optimizer that was initialised with the trainable parameters.
         max_grad_norm: global norm the gradient is clipped to; 0 leaves it as it is.
         checkpoint: recompute layers in the backward pass.
-        compiled: None for what the device gains from: yes on a GPU, no on a CPU.
+        compiled: None for what is best: yes on a GPU, if the backbone can be; no on a CPU.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class UpdateStep:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.checkpoint = checkpoint
-        self.compiled = not ON_CPU if compiled is None else compiled
+        gains = not ON_CPU and getattr(backbone, "compiles", True)
+        self.compiled = gains if compiled is None else compiled
         self._shapes: list[tuple[str, tuple[int, ...]]] = []
         self._given: tuple[Any, Any] = (None, None)
         self._vector: tuple[Any, Any] = (None, None)
@@ -236,6 +237,8 @@ def _at(tree: Any, name: str) -> Any:
 
 def _flat(batch: Batch) -> tuple[Any, ...]:
     inputs, where, wanted = batch
+    if not isinstance(inputs, Inputs):
+        return where, wanted, inputs
     pictures = (
         [] if inputs.features is None else [inputs.image_index, inputs.features, *inputs.deepstack]
     )
@@ -243,6 +246,8 @@ def _flat(batch: Batch) -> tuple[Any, ...]:
 
 
 def _unflat(flat: tuple[Any, ...]) -> Batch:
+    if len(flat) == 3:
+        return flat[2], flat[0], flat[1]
     where, wanted, tokens, positions, pictures = flat
     inputs = Inputs(tokens, positions)
     if pictures:
