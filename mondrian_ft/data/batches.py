@@ -5,12 +5,21 @@ Nothing here imports MLX: arrays are numpy, and the trainer moves them to its de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DataError
-from .pixels import ImageProcessor, Pixels, PixelSettings, open_photograph, to_pixels
+from .pixels import (
+    Grid,
+    ImageProcessor,
+    LatePixels,
+    Pixels,
+    PixelSettings,
+    grid_of,
+    open_photograph,
+    to_pixels,
+)
 from .rows import Row
 
 if TYPE_CHECKING:
@@ -48,7 +57,7 @@ class Example:
     tokens: np.ndarray
     prompt_length: int
     image_start: int
-    pixels: Pixels
+    pixels: Pixels | LatePixels
 
     @property
     def supervised(self) -> int:
@@ -85,6 +94,7 @@ def encode(
     image_token: int,
     *,
     longest: int | None = None,
+    known: Callable[[str, Grid], bool] | None = None,
 ) -> Example:
     """Encode one row.
 
@@ -95,6 +105,8 @@ def encode(
     Args:
         image_token: id of the token that stands for a piece of the picture.
         longest: most tokens a row may have; None for any.
+        known: whether the features of a photograph (its content's hash, its grid) are cached. Then
+            the file is not decoded; and of no photograph the patches are kept. None keeps them.
 
     Raises:
         DataError: the photograph cannot be read.
@@ -103,7 +115,7 @@ def encode(
     """
     import numpy as np
 
-    pixels = to_pixels(open_photograph(row.image_path), processor, settings)
+    pixels = _pixels(row, processor, settings, known)
     prompt = encoder.prompt_tokens(row.prompt, pixels.tokens)
     tokens = np.array([*prompt, *encoder.answer_tokens(row.response)], np.int32)
     if longest is not None and len(tokens) > longest:
@@ -114,6 +126,22 @@ def encode(
         )
     image_start = int(np.argmax(tokens == image_token))
     return Example(row, tokens, len(prompt), image_start, pixels)
+
+
+def _pixels(
+    row: Row,
+    processor: ImageProcessor,
+    settings: PixelSettings,
+    known: Callable[[str, Grid], bool] | None,
+) -> Pixels | LatePixels:
+    if known is not None:
+        grid = grid_of(row.image_path, processor, settings)
+        if grid is not None and known(row.image_sha256, grid):
+            return LatePixels(row.image_path, processor, settings, grid, processor.merge_size)
+    pixels = to_pixels(open_photograph(row.image_path), processor, settings)
+    if known is None:
+        return pixels
+    return LatePixels(row.image_path, processor, settings, pixels.grid, pixels.merge)
 
 
 def collate(examples: Sequence[Example], indices: Sequence[int], pad_token: int) -> Batch:

@@ -84,8 +84,17 @@ def pixel_facts(base: Base, settings: PixelSettings) -> dict[str, Any]:
     return {**asdict(settings), "fingerprint": fingerprint(base.image_processor, settings)}
 
 
-def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> list[Example]:
-    """Rows as the model takes them; one that is too long is named and left out."""
+def encode_rows(
+    config: Config,
+    run: Run,
+    base: Base,
+    rows: Sequence[Row],
+    features: FeatureStore | None = None,
+) -> list[Example]:
+    """Rows as the model takes them; one that is too long is named and left out.
+
+    With ``features`` no photograph is decoded whose features are there, and none is held.
+    """
 
     settings = pixel_settings(config)
     longest = int(base.backbone.longest)
@@ -100,6 +109,7 @@ def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> li
                     settings,
                     base.backbone.image_token,
                     longest=longest,
+                    known=features.has if features is not None else None,
                 )
             )
         except TooLong as error:
@@ -107,7 +117,13 @@ def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> li
     return examples
 
 
-def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> BatchStream:
+def training_stream(
+    config: Config,
+    run: Run,
+    base: Base,
+    rows: Sequence[Row],
+    features: FeatureStore | None = None,
+) -> BatchStream:
     """The batches of a run: what the trainer gets, and what ``task=inspect`` shows.
 
     Raises:
@@ -115,7 +131,7 @@ def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -
     """
     if not rows:
         raise DataError("there are no rows to train on; give data.train_split a share")
-    examples = encode_rows(config, run, base, rows)
+    examples = encode_rows(config, run, base, rows, features)
     if not examples:
         raise DataError("every training row is too long for the model; lower data.max_pixels")
     return BatchStream(
@@ -137,9 +153,9 @@ def train(
 ) -> tuple[Adapter, float | None]:
     """Train, and write the adapter directory. Returns it and its validation loss."""
 
-    stream = training_stream(config, run, base, parts.train)
+    stream = training_stream(config, run, base, parts.train, features)
     examples = stream.examples
-    validation = encode_rows(config, run, base, parts.val)
+    validation = encode_rows(config, run, base, parts.val, features)
     updates = -(-stream.per_epoch // config.trainer.accumulate)
     total = updates * config.trainer.epochs
     if config.trainer.max_steps is not None:
