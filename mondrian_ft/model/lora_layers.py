@@ -90,8 +90,11 @@ def matrix(linear: Any, x: mx.array) -> mx.array:
     """The weight (out, in) of a dense or quantised layer, in the type of x."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight
+    # Bound to x: a compiler that sees one expansion in the forward and the backward pass makes it
+    # once, and holds the whole expanded model in between.
+    (packed,) = mx.depends([linear.weight], [x])
     return mx.dequantize(
-        linear.weight,
+        packed,
         linear.scales,
         linear.get("biases"),
         group_size=linear.group_size,

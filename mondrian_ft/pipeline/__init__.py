@@ -29,7 +29,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
-    base, features = training.load_base_of(config, run)
+    base, features = training.load_base_of(config, run, to_train=True)
     if repeats.wanted(config):
         done, loss = repeats.evaluate(config, run, base, features, parts, labels=labels)
         screen.show_closing(
@@ -135,7 +135,7 @@ def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     parts = rows.load(config, run)
     if config.data.require_informative:
         auditing.brief(config, run, parts)
-    base, features = training.load_base_of(config, run)
+    base, features = training.load_base_of(config, run, to_train=True)
     adapter, loss = training.train(config, run, base, features, parts, folder)
     run.console.print(f"adapter  {screen.near(adapter.folder)}", soft_wrap=True, markup=False)
     run.console.print("\nNext", style="bold")

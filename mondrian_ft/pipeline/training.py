@@ -19,12 +19,12 @@ from ..files import atomic_write_bytes, atomic_write_json
 from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
-from ..model.backend import describe
+from ..model.backend import describe, size_graphs
 from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
-from ..training import callbacks, optim, preflight
+from ..training import bounds, callbacks, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer
 from .places import VISION_FEATURES
@@ -48,11 +48,16 @@ _WRITTEN = (
 """What a run leaves in its adapter directory."""
 
 
-def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base, FeatureStore]:
+def load_base_of(
+    config: Config, run: Run, *, lazy: bool = False, to_train: bool = False
+) -> tuple[Base, FeatureStore]:
     """The base model the config names, and a store for its view of photographs.
 
-    ``lazy`` leaves the weights on the disk, for who only needs the tokenizer and the pictures.
+    ``lazy`` leaves the weights on the disk, for who only needs the tokenizer and the pictures;
+    ``to_train`` is for who will train.
     """
+    if to_train:
+        size_graphs(small=config.trainer.grad_checkpoint)
     with run.console.status("loading the base model"):
         base = load_base(
             config.model.path or model_dir(),
@@ -233,8 +238,20 @@ def train(
         run.console.print(f"Resumed after update {trainer.state.step}.", markup=False)
     progress = callbacks.Progress(run.console, total, trainer.state.step)
     trainer.callbacks = [callbacks.Logging(run.tracker.log), progress]
+    longest = max(len(example.tokens) for example in examples)
+    width = int(base.backbone.text.norm.weight.size)
+    largest = min(config.trainer.batch_size, len(examples)) * longest * width
+    checkpointed = config.trainer.grad_checkpoint
     try:
-        with progress:
+        with (
+            progress,
+            bounds.bounded(largest, checkpoint=checkpointed),
+            bounds.told_what_to_change(
+                checkpoint=checkpointed,
+                batch_size=config.trainer.batch_size,
+                quantized=base.identity.quantization != "none",
+            ),
+        ):
             result = trainer.fit()
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None

@@ -18,7 +18,7 @@ from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 128 << 20
 """Bound on the float32 logits that are in memory at a time."""
 
 

@@ -271,3 +271,39 @@ def test_checkpointing_leaves_nothing_behind(lab, base) -> None:
     gradient(base, ours(base, lab.examples(1), checkpoint=True))
     assert kind.__call__ is before
     assert dict(vars(kind)) == own
+
+
+@pytest.mark.slow
+def test_a_compiled_step_does_not_hold_the_expanded_model() -> None:
+    """A compiler that makes equal expressions once would expand a quantised matrix for the forward
+    pass and hold it for the backward pass: 12.9 GB for a 4-bit base of 3.8 GB, on a GPU."""
+    from mondrian_ft.model.lora_layers import LoRALayer, project
+
+    count, size = 24, 768
+    layers = [
+        LoRALayer.from_base(
+            nn.QuantizedLinear.from_linear(nn.Linear(size, size, bias=False), 64, 4), r=4
+        )
+        for _ in range(count)
+    ]
+    adapters = [(layer.lora_a, layer.lora_b) for layer in layers]
+    x = mx.random.normal((64, size))
+    mx.eval(x, adapters, [layer.parameters() for layer in layers])
+
+    def loss(adapters: Any, x: Any) -> Any:
+        for layer, (a, b) in zip(layers, adapters, strict=True):
+            layer.lora_a, layer.lora_b = a, b
+            (x,) = project((layer,), x)
+        return x.sum()
+
+    try:
+        mx.enable_compile()
+        step = mx.compile(mx.value_and_grad(loss))
+        mx.eval(step(adapters, x))
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(step(adapters, x))
+    finally:
+        mx.disable_compile()
+    assert mx.get_peak_memory() - before < count * size * size * 4 / 2
