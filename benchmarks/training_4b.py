@@ -217,7 +217,7 @@ def _model(shapes: Shapes) -> Any:
 
 def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]:
     from mondrian_ft.model import lora
-    from mondrian_ft.model.backend import mx, nn
+    from mondrian_ft.model.backend import mx, nn, number
     from mondrian_ft.model.base import quantizable
     from mondrian_ft.model.qwen3_vl import Qwen3VL, VisionFeatures, assemble
     from mondrian_ft.training import loss, optim
@@ -281,7 +281,7 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
             return done
 
         def wait(done: Any) -> float:
-            return float(done.loss.item())
+            return number(done.loss)
 
         yield f"rows_{rows}", {**_time(queue, wait, steps), "weights_gb": weights}
         del step, batch, inputs, optimizer, queue
@@ -342,7 +342,7 @@ def _stock(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
     from mlx_vlm.trainer.vlm.sft.runtime import vlm_sft_loss
 
-    from mondrian_ft.model.backend import mx, nn
+    from mondrian_ft.model.backend import mx, nn, number
 
     model = _model(shapes)
     for layer in model.language_model.model.layers:
@@ -378,7 +378,7 @@ def _stock(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]
             mx.eval(model.state, optimizer.state, loss, list(metrics.values()))
             return loss
 
-        yield f"rows_{rows}", _time(queue, lambda loss: float(loss.item()), steps)
+        yield f"rows_{rows}", _time(queue, lambda loss: number(loss), steps)
         del batch, gradient, optimizer, queue
         mx.clear_cache()
 

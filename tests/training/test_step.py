@@ -11,7 +11,7 @@ import pytest
 from mondrian_ft.data.batches import collate
 from mondrian_ft.data.rooms import Rooms
 from mondrian_ft.model import lora
-from mondrian_ft.model.backend import mx, nn
+from mondrian_ft.model.backend import mx, nn, number
 from mondrian_ft.model.features import FeatureStore
 from mondrian_ft.training import optim
 from mondrian_ft.training.loss import (
@@ -37,7 +37,7 @@ def gradient(base: Any, loss: Any) -> tuple[float, dict[str, np.ndarray]]:
     mx.eval(value, grads)
     base.model.update(parameters)
     found: dict[str, Any] = dict(tree_flatten(grads))  # pyright: ignore
-    return float(value.item()), {name: np.array(one) for name, one in found.items()}
+    return number(value), {name: np.array(one) for name, one in found.items()}
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 1e-5) -> None:
@@ -107,7 +107,7 @@ def test_the_gradient_is_the_losss(lab, base) -> None:
             for name, value in flat
         ]
         base.model.update(tree_unflatten(values))
-        return float(loss().item())
+        return number(loss())
 
     step = 2e-3
     slope = (moved(step) - moved(-step)) / (2 * step)
@@ -173,7 +173,7 @@ def test_an_update_that_is_not_finite_changes_nothing(lab, base) -> None:
     done = step([parts], batch.supervised)
     layer.linear.weight = kept
     assert not bool(done.applied.item())
-    assert not np.isfinite(float(done.loss.item()))
+    assert not np.isfinite(number(done.loss))
     after = everything()
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -187,7 +187,7 @@ def test_weights_put_in_from_outside_are_what_is_trained(lab, base) -> None:
     batch = collate(lab.examples(2), range(2), base.pad_token)
     parts = device_parts(batch, base.backbone, FeatureStore(base.backbone))
     step = step_of(base)
-    first = float(step([parts], batch.supervised).loss.item())
+    first = number(step([parts], batch.supervised).loss)
     step([parts], batch.supervised)
     lora.set_tensors(
         base.model,
@@ -196,7 +196,7 @@ def test_weights_put_in_from_outside_are_what_is_trained(lab, base) -> None:
             for name, value in lora.tensors(base.model).items()
         },
     )
-    assert float(step([parts], batch.supervised).loss.item()) == pytest.approx(first, rel=1e-6)
+    assert number(step([parts], batch.supervised).loss) == pytest.approx(first, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_compiled_steps_are_the_eager_ones(lab, base, checkpoint) -> None:
             lora.set_tensors(base.model, start)
             step = step_of(base, compiled=compiled, checkpoint=checkpoint)
             losses = [
-                float(step([[device_batch(one, base.backbone, store)]], one.supervised).loss.item())
+                number(step([[device_batch(one, base.backbone, store)]], one.supervised).loss)
                 for one in batches
             ]
             results.append((losses, lab.weights(base)))
@@ -245,7 +245,7 @@ def test_logits_by_chunks(lab, base) -> None:
                 chunked_cross_entropy(base.backbone, h, wanted, chunk_bytes=size) * weights
             ).sum()
         )(h)
-        assert float(value.item()) == pytest.approx(float(expected.item()), rel=1e-5, abs=1e-3)
+        assert number(value) == pytest.approx(number(expected), rel=1e-5, abs=1e-3)
         assert np.allclose(np.array(found), np.array(slope), atol=2e-5)
 
 
