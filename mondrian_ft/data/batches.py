@@ -5,16 +5,29 @@ Nothing here imports MLX: arrays are numpy, and the trainer moves them to its de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DataError
-from .pixels import ImageProcessor, Pixels, PixelSettings, open_photograph, to_pixels
+from .pixels import (
+    Grid,
+    ImageProcessor,
+    LatePixels,
+    Pixels,
+    PixelSettings,
+    grid_of,
+    open_photograph,
+    to_pixels,
+)
 from .rows import Row
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+STRETCH = 8
+"""Updates within which rows are sorted by length: more pads less, fewer mixes better."""
 
 
 class TooLong(DataError):
@@ -44,7 +57,7 @@ class Example:
     tokens: np.ndarray
     prompt_length: int
     image_start: int
-    pixels: Pixels
+    pixels: Pixels | LatePixels
 
     @property
     def supervised(self) -> int:
@@ -81,6 +94,7 @@ def encode(
     image_token: int,
     *,
     longest: int | None = None,
+    known: Callable[[str, Grid], bool] | None = None,
 ) -> Example:
     """Encode one row.
 
@@ -91,6 +105,8 @@ def encode(
     Args:
         image_token: id of the token that stands for a piece of the picture.
         longest: most tokens a row may have; None for any.
+        known: whether the features of a photograph (its content's hash, its grid) are cached. Then
+            the file is not decoded; and of no photograph the patches are kept. None keeps them.
 
     Raises:
         DataError: the photograph cannot be read.
@@ -99,7 +115,7 @@ def encode(
     """
     import numpy as np
 
-    pixels = to_pixels(open_photograph(row.image_path), processor, settings)
+    pixels = _pixels(row, processor, settings, known)
     prompt = encoder.prompt_tokens(row.prompt, pixels.tokens)
     tokens = np.array([*prompt, *encoder.answer_tokens(row.response)], np.int32)
     if longest is not None and len(tokens) > longest:
@@ -110,6 +126,22 @@ def encode(
         )
     image_start = int(np.argmax(tokens == image_token))
     return Example(row, tokens, len(prompt), image_start, pixels)
+
+
+def _pixels(
+    row: Row,
+    processor: ImageProcessor,
+    settings: PixelSettings,
+    known: Callable[[str, Grid], bool] | None,
+) -> Pixels | LatePixels:
+    if known is not None:
+        grid = grid_of(row.image_path, processor, settings)
+        if grid is not None and known(row.image_sha256, grid):
+            return LatePixels(row.image_path, processor, settings, grid, processor.merge_size)
+    pixels = to_pixels(open_photograph(row.image_path), processor, settings)
+    if known is None:
+        return pixels
+    return LatePixels(row.image_path, processor, settings, pixels.grid, pixels.merge)
 
 
 def collate(examples: Sequence[Example], indices: Sequence[int], pad_token: int) -> Batch:
@@ -145,12 +177,18 @@ class BatchStream:
     The order of an epoch depends only on the seed and the epoch's number, so a stream resumed
     from a cursor goes on exactly as the uninterrupted one would.
 
+    Rows of like length go into one update: each epoch the rows are shuffled, sorted by length
+    within stretches of some updates, and the updates shuffled. So an update's members change every
+    epoch, and how an update is divided into micro-batches changes nothing about its members. The
+    first update of all holds the longest row, so that whoever runs out of memory learns it there.
+
     Args:
         examples: what to train on.
         batch_size: rows of a micro-batch; the last of an epoch may have fewer.
         seed: of the orders.
         pad_token: fills rows on the right.
         cursor: where to begin.
+        accumulate: micro-batches of an update.
 
     Raises:
         DataError: there are no examples.
@@ -164,6 +202,7 @@ class BatchStream:
         seed: int,
         pad_token: int,
         cursor: Cursor = Cursor(),
+        accumulate: int = 1,
     ) -> None:
         if not examples:
             raise DataError("there are no rows to train on; see the link report for the reasons")
@@ -172,6 +211,8 @@ class BatchStream:
         self.seed = seed
         self.pad_token = pad_token
         self.cursor = cursor
+        self.accumulate = accumulate
+        self._order: tuple[int, list[int]] = (-1, [])
 
     @property
     def per_epoch(self) -> int:
@@ -182,7 +223,37 @@ class BatchStream:
         """Indices of the examples in the order of an epoch."""
         import numpy as np
 
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)).tolist()
+        if self._order[0] == epoch:
+            return self._order[1]
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = random.permutation(len(self.examples)).tolist()
+        size = self.batch_size * self.accumulate
+        if size > 1:
+            updates: list[list[int]] = []
+            # Few rows sorted as a whole would fall into the same updates every epoch.
+            stretch = size * max(1, min(STRETCH, len(shuffled) // size // 4))
+            for start in range(0, len(shuffled), stretch):
+                part = shuffled[start : start + stretch]
+                # Descending: what is left over at the end of the epoch is short.
+                part.sort(key=self._length, reverse=True)
+                updates += [part[at : at + size] for at in range(0, len(part), size)]
+            # An incomplete update stays the last.
+            whole = [update for update in updates if len(update) == size]
+            mixed = [whole[at] for at in random.permutation(len(whole)).tolist()]
+            shuffled = [row for update in mixed + updates[len(whole) :] for row in update]
+        if epoch == 0:
+            at = max(range(len(shuffled)), key=lambda place: self._length(shuffled[place]))
+            first = at // size * size
+            if first + size <= len(shuffled):
+                chosen = shuffled[first : first + size]
+                shuffled = [*chosen, *shuffled[:first], *shuffled[first + size :]]
+            else:
+                shuffled[0], shuffled[at] = shuffled[at], shuffled[0]
+        self._order = (epoch, shuffled)
+        return shuffled
+
+    def _length(self, row: int) -> int:
+        return len(self.examples[row].tokens)
 
     def next(self) -> Batch:
         """The next micro-batch; moves the cursor."""

@@ -82,6 +82,67 @@ class Pixels:
         return self.grid[0] * self.grid[1] * self.grid[2] // self.merge**2
 
 
+@dataclass(frozen=True)
+class LatePixels:
+    """A photograph whose patches are made when they are asked for, and not kept.
+
+    Patches of a photograph take 25 MB, its features are cached; of thousands of rows nobody needs
+    more than a few at a time, and none in a second run.
+
+    Attributes:
+        path: the file.
+        processor, settings: how it is read.
+        grid, merge: as in :class:`Pixels`.
+    """
+
+    path: Path
+    processor: ImageProcessor
+    settings: PixelSettings
+    grid: Grid
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens: P / merge²."""
+        return self.grid[0] * self.grid[1] * self.grid[2] // self.merge**2
+
+    @property
+    def patches(self) -> np.ndarray:
+        """See :class:`Pixels`; reads the file.
+
+        Raises:
+            DataError: it cannot be read, or is another picture than it was.
+        """
+        pixels = to_pixels(open_photograph(self.path), self.processor, self.settings)
+        if pixels.grid != self.grid:
+            raise DataError(
+                f"photograph {self.path} has other sides than when the run began; leave the files "
+                "alone while a run reads them, and start again"
+            )
+        return pixels.patches
+
+
+def grid_of(path: Path, processor: Any, settings: PixelSettings) -> Grid | None:
+    """The grid that a photograph will have, from the head of its file; None if only its pixels
+    tell, or nothing does."""
+    from PIL import Image
+
+    if not hasattr(processor, "_resolved_size"):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                width, height = file.size
+                if file.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+                    width, height = height, width
+        bounds = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+        high, wide = processor._resolved_size(height, width, **bounds)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return None
+    return 1, high // processor.patch_size, wide // processor.patch_size
+
+
 def open_photograph(path: Path | IO[bytes], *, shortest: int | None = None) -> Image:
     """Read a photograph upright and in RGB.
 

@@ -6,6 +6,7 @@ order can leave a process on the slow BLAS.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .blas import load_openblas
@@ -22,6 +23,20 @@ if ON_CPU:
     # On CPU every compiled graph is built by a C++ compiler at run time: 7–18 s before the first
     # step, needs a toolchain, and gains nothing.
     mx.disable_compile()
+
+
+def size_graphs(*, small: bool) -> None:
+    """How many kernels CUDA runs as one graph; to be called before anything is computed.
+
+    A large graph starts faster (a training step of Qwen3-VL-4B 0.132 → 0.116 s) and holds all its
+    temporary arrays until it has run (30 → 40 GB; small ones 21 → 12.5 GB with checkpointing). What
+    the environment says goes first. Does nothing on other devices.
+    """
+    if ON_CPU or mx.metal.is_available():
+        return
+    operations, megabytes = ("100", "200") if small else ("200", "4000")
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", operations)
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", megabytes)
 
 
 def describe() -> str:
@@ -45,4 +60,13 @@ def number(value: mx.array) -> float:
     return float(value.item())  # pyright: ignore[reportArgumentType]  (its type admits complex)
 
 
-__all__ = ["ON_CPU", "OPENBLAS", "default_dtype", "describe", "mx", "nn", "number"]
+__all__ = [
+    "ON_CPU",
+    "OPENBLAS",
+    "default_dtype",
+    "describe",
+    "mx",
+    "nn",
+    "number",
+    "size_graphs",
+]

@@ -12,6 +12,8 @@ import ctypes
 import ctypes.util
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -54,3 +56,20 @@ def _beside(library: str) -> list[str]:
         return []
     patterns = ("libquadmath*.so*", "libgfortran*.so*")
     return [str(path) for pattern in patterns for path in sorted(folder.glob(pattern))]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """OpenBLAS uses so many threads within the block; nothing happens where it is not loaded."""
+    from .backend import OPENBLAS
+
+    if OPENBLAS is None:
+        yield
+        return
+    found = ctypes.CDLL(OPENBLAS)
+    before = found.openblas_get_num_threads()
+    found.openblas_set_num_threads(min(count, before))
+    try:
+        yield
+    finally:
+        found.openblas_set_num_threads(before)

@@ -521,7 +521,9 @@ def _fits(backbone: Any) -> bool:
 def _plain(module: Any) -> bool:
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
-    if type(module) is LoRALinear:
+    from .lora_layers import LoRALayer
+
+    if type(module) in (LoRALinear, LoRALayer):
         module = module.linear
     if type(module) not in (nn.Linear, nn.Embedding) or "bias" in module:
         return False

@@ -80,6 +80,12 @@ class FeatureStore:
             self._keep(key, features)
         return [found[name, pixels.grid] for name, pixels in photographs]
 
+    def has(self, name: str, grid: Grid) -> bool:
+        """Whether a photograph's features are here or on disk (where they may be damaged)."""
+        if (name, grid) in self._kept:
+            return True
+        return self.disk is not None and self.disk.path(name, grid).is_file()
+
     def _keep(self, key: tuple[str, Grid], features: VisionFeatures) -> None:
         self._kept[key] = features
         self._bytes += _size(features)

@@ -81,7 +81,7 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
     Raises:
         AdapterError: a target or a layer matches no matrix, or the model already has an adapter.
     """
-    from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+    from .lora_layers import LoRALayer
 
     if lora_layers(model):
         raise AdapterError("the model already carries an adapter; load the base again first")
@@ -103,7 +103,7 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
         name.removeprefix(targets.PREFIX)
         for name in targets.matching(names, spec.targets, spec.layers, elsewhere)
     ]
-    kind = _dora_layer() if spec.method == "dora" else LoRALinear
+    kind = _dora_layer() if spec.method == "dora" else LoRALayer
     # The model's own order depends on how its modules are stored; the seed should not.
     for name in sorted(chosen, key=_natural):
         layer = kind.from_base(available[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale)
@@ -248,11 +248,16 @@ def _dora_layer() -> Any:
 
         def __call__(self, x: mx.array) -> mx.array:
             factor = None if self.training else self._remembered()
-            if factor is None or "bias" in self.linear:
-                return super().__call__(x)
-            z = (x @ self.lora_a) @ self.lora_b
-            out = self.linear(x) + (self.scale * z).astype(x.dtype)
-            return factor.astype(x.dtype) * out
+            if factor is None:
+                # ‖W + s A B‖ is a constant of the gradient (Liu et al. 2024, section 4.3).
+                adapted = self._dequantized_weight() + (self.scale * self.lora_b.T) @ self.lora_a.T
+                norm = mx.linalg.norm(adapted.astype(mx.float32), axis=1)
+                factor = self.m / mx.stop_gradient(norm)
+            z = self.dropout(x) @ self.lora_a.astype(x.dtype)
+            b = (self.scale * self.lora_b).astype(x.dtype)
+            base = self.linear(x) - self.linear.bias if "bias" in self.linear else self.linear(x)
+            out = factor.astype(x.dtype) * (base + z @ b)
+            return out + self.linear.bias if "bias" in self.linear else out
 
     return DoRALayer
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from . import decoder
 from .backend import mx
 from .backend import number as to_float
 
@@ -155,6 +156,73 @@ class Qwen3VL:
                 added = _take(inputs.deepstack[number], index, h.dtype)
                 h = h + mx.where((index > 0)[..., None], added, mx.zeros_like(added))
         return self.text.norm(h)
+
+    def hidden_at(
+        self,
+        inputs: Inputs,
+        where: mx.array,
+        *,
+        checkpoint: bool = False,
+    ) -> mx.array:
+        """Hidden states after the final norm of the M positions ``where``, shape (M, D).
+
+        For training: what the last layer computes for other positions than these is left out.
+
+        Args:
+            inputs: the batch.
+            where: (M,) int32, flat indices row · L + position.
+            checkpoint: recompute each layer in the backward pass instead of keeping its inner
+                activations.
+        """
+        rows, width = inputs.tokens.shape
+        h = self.text.embed_tokens(inputs.tokens)
+        cos, sin = self.text.layers[0].self_attn.rotary_emb(h, inputs.positions)
+        turn = decoder.rotary(cos, sin)
+        h = h.reshape(rows * width, -1)
+        index = None if inputs.image_index is None else inputs.image_index.reshape(-1)
+        if inputs.features is not None and index is not None:
+            h = mx.where((index > 0)[:, None], _take(inputs.features, index, h.dtype), h)
+        last = len(self.text.layers) - 1
+        for number, layer in enumerate(self.text.layers):
+            cut = where if number == last and number >= len(inputs.deepstack) else None
+
+            def forward(h: mx.array, layer: Any = layer, cut: mx.array | None = cut) -> mx.array:
+                return decoder.layer_forward(layer, h, turn, (rows, width), cut)
+
+            h = decoder.recomputed(layer, forward)(h) if checkpoint else forward(h)
+            if index is not None and number < len(inputs.deepstack):
+                added = _take(inputs.deepstack[number], index, h.dtype)
+                h = h + mx.where((index > 0)[:, None], added, mx.zeros_like(added))
+        if last < len(inputs.deepstack):
+            h = h[where]
+        return self.text.norm(h)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the activations."""
+        return self.text.norm.weight.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        return int(self.text.vocab_size)
+
+    def head_back(self, slope: mx.array) -> mx.array:
+        """The gradient of hidden states, (M, D), of the logits', (M, V)."""
+        tied = self.model.language_model.args.tie_word_embeddings
+        matrix = self.text.embed_tokens if tied else self.model.language_model.lm_head
+        if "scales" not in matrix:
+            return slope @ matrix.weight
+        return mx.quantized_matmul(
+            slope,
+            matrix.weight,
+            scales=matrix.scales,
+            biases=matrix.get("biases"),
+            transpose=False,
+            group_size=matrix.group_size,
+            bits=matrix.bits,
+            mode=matrix.mode,
+        )
 
     def head(self, h: mx.array) -> mx.array:
         """Logits (..., V) of hidden states (..., D)."""

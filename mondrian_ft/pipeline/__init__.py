@@ -29,7 +29,7 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
     folder = _adapter_dir(task.output_dir, run)
     parts = rows.linked_and_prepared(config, run)
     labels = auditing.brief(config, run, parts)
-    base, features = training.load_base_of(config, run)
+    base, features = training.load_base_of(config, run, to_train=True)
     if config.trainer.overfit is not None:
         return overfitting.overfit(config, run, base, features, parts)
     if repeats.wanted(config):
@@ -144,7 +144,7 @@ def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     parts = rows.load(config, run)
     if config.data.require_informative:
         auditing.brief(config, run, parts)
-    base, features = training.load_base_of(config, run)
+    base, features = training.load_base_of(config, run, to_train=True)
     if config.trainer.overfit is not None:
         return overfitting.overfit(config, run, base, features, parts)
     adapter, loss = training.train(config, run, base, features, parts, folder)

@@ -19,13 +19,13 @@ from ..files import atomic_write_bytes, atomic_write_json
 from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
-from ..model.backend import describe
+from ..model.backend import describe, size_graphs
 from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
 from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
-from ..training import callbacks, lock, optim, preflight
+from ..training import bounds, callbacks, lock, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer, TrainState
 from . import checking, resuming
@@ -38,11 +38,16 @@ if TYPE_CHECKING:
     from ..run import Run
 
 
-def load_base_of(config: Config, run: Run, *, lazy: bool = False) -> tuple[Base, FeatureStore]:
+def load_base_of(
+    config: Config, run: Run, *, lazy: bool = False, to_train: bool = False
+) -> tuple[Base, FeatureStore]:
     """The base model the config names, and a store for its view of photographs.
 
-    ``lazy`` leaves the weights on the disk, for who only needs the tokenizer and the pictures.
+    ``lazy`` leaves the weights on the disk, for who only needs the tokenizer and the pictures;
+    ``to_train`` is for who will train.
     """
+    if to_train:
+        size_graphs(small=config.trainer.grad_checkpoint)
     with run.console.status("loading the base model"):
         base = load_base(
             config.model.path or model_dir(),
@@ -74,8 +79,17 @@ def pixel_facts(base: Base, settings: PixelSettings) -> dict[str, Any]:
     return {**asdict(settings), "fingerprint": fingerprint(base.image_processor, settings)}
 
 
-def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> list[Example]:
-    """Rows as the model takes them; one that is too long is named and left out."""
+def encode_rows(
+    config: Config,
+    run: Run,
+    base: Base,
+    rows: Sequence[Row],
+    features: FeatureStore | None = None,
+) -> list[Example]:
+    """Rows as the model takes them; one that is too long is named and left out.
+
+    With ``features`` no photograph is decoded whose features are there, and none is held.
+    """
 
     settings = pixel_settings(config)
     longest = int(base.backbone.longest)
@@ -90,6 +104,7 @@ def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> li
                     settings,
                     base.backbone.image_token,
                     longest=longest,
+                    known=features.has if features is not None else None,
                 )
             )
         except TooLong as error:
@@ -97,7 +112,13 @@ def encode_rows(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> li
     return examples
 
 
-def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -> BatchStream:
+def training_stream(
+    config: Config,
+    run: Run,
+    base: Base,
+    rows: Sequence[Row],
+    features: FeatureStore | None = None,
+) -> BatchStream:
     """The batches of a run: what the trainer gets, and what ``task=inspect`` shows.
 
     Raises:
@@ -105,7 +126,7 @@ def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -
     """
     if not rows:
         raise DataError("there are no rows to train on; give data.train_split a share")
-    examples = encode_rows(config, run, base, rows)
+    examples = encode_rows(config, run, base, rows, features)
     if not examples:
         raise DataError("every training row is too long for the model; lower data.max_pixels")
     return BatchStream(
@@ -113,6 +134,7 @@ def training_stream(config: Config, run: Run, base: Base, rows: Sequence[Row]) -
         batch_size=config.trainer.batch_size,
         seed=config.trainer.seed,
         pad_token=base.pad_token,
+        accumulate=config.trainer.accumulate,
     )
 
 
@@ -153,9 +175,9 @@ def _train(
     parts: Parts,
     folder: Path,
 ) -> tuple[Adapter, float | None]:
-    stream = training_stream(config, run, base, parts.train)
+    stream = training_stream(config, run, base, parts.train, features)
     examples = stream.examples
-    validation = encode_rows(config, run, base, parts.val)
+    validation = encode_rows(config, run, base, parts.val, features)
     updates = -(-stream.per_epoch // config.trainer.accumulate)
     total = updates * config.trainer.epochs
     if config.trainer.max_steps is not None:
@@ -230,8 +252,11 @@ def _train(
         callbacks.Warnings(run.warn, trainer.fault),
         progress,
     ]
+    longest = max(len(example.tokens) for example in examples)
+    width = int(base.backbone.text.norm.weight.size)
+    largest = min(config.trainer.batch_size, len(examples)) * longest * width
     try:
-        with progress:
+        with progress, bounds.bounded(largest, checkpoint=config.trainer.grad_checkpoint):
             result = trainer.fit()
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None

@@ -2,34 +2,130 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
 from ..data.batches import Batch
-from ..model.backend import mx, nn
+from ..data.rooms import Room
+from ..model import blas, cpu_math
+from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
-from ..model.qwen3_vl import Inputs, Qwen3VL, assemble
+from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
+
+CHUNK_BYTES = 128 << 20
+"""Bound on the float32 logits that are in memory at a time."""
 
 
 def device_batch(
-    batch: Batch, backbone: Qwen3VL, features: FeatureStore
+    batch: Batch, backbone: Qwen3VL, features: FeatureStore, room: Room | None = None
 ) -> tuple[Inputs, mx.array, mx.array]:
     """A batch as the forward takes it.
 
+    Args:
+        batch: the rows.
+        backbone: for whom.
+        features: their pictures.
+        room: what to fill up to; None to leave the batch as it is.
+
     Returns:
         Inputs; ``where`` (M,) int32, flat indices (row · L + position) of the M positions that
-        predict a trained token; ``wanted`` (M,) int32, those tokens.
+        predict a trained token; ``wanted`` (M,) int32, those tokens, -1 where M is filled up.
     """
-    inputs, _ = assemble(
-        batch.tokens,
-        [len(example.tokens) for example in batch.examples],
-        features.get([(one.row.image_sha256, one.pixels) for one in batch.examples]),
-        [example.pixels.grid for example in batch.examples],
-        image_token=backbone.image_token,
-        merge=backbone.merge,
+    tokens, targets = batch.tokens, batch.targets
+    lengths = [len(example.tokens) for example in batch.examples]
+    pictures: list[VisionFeatures | None] = list(
+        features.get([(one.row.image_sha256, one.pixels) for one in batch.examples])
     )
-    flat = batch.targets.reshape(-1)
+    grids: list[Grid | None] = [example.pixels.grid for example in batch.examples]
+    if room is not None:
+        more = room.rows - len(tokens)
+        space = [(0, more), (0, room.length - tokens.shape[1])]
+        tokens = np.pad(tokens, space)
+        targets = np.pad(targets, space, constant_values=-1)
+        lengths, pictures, grids = (
+            lengths + [0] * more,
+            pictures + [None] * more,
+            grids + [None] * more,
+        )
+    inputs, _ = assemble(
+        tokens, lengths, pictures, grids, image_token=backbone.image_token, merge=backbone.merge
+    )
+    flat = targets.reshape(-1)
     where = np.flatnonzero(flat >= 0).astype(np.int32)
-    return inputs, mx.array(where), mx.array(flat[where])
+    wanted = flat[where]
+    if room is not None:
+        space = (0, room.trained - len(where))
+        where, wanted = np.pad(where, space), np.pad(wanted, space, constant_values=-1)
+        inputs = _filled(inputs, room.images)
+    return inputs, mx.array(where), mx.array(wanted)
+
+
+def _filled(inputs: Inputs, count: int) -> Inputs:
+    """The image tokens' features, filled up to ``count``."""
+    if inputs.features is None:
+        return inputs
+    more = count - inputs.features.shape[0]
+
+    def fill(array: mx.array) -> mx.array:
+        return mx.pad(array, [(0, more), (0, 0)])
+
+    deepstack = tuple(fill(level) for level in inputs.deepstack)
+    return replace(inputs, features=fill(inputs.features), deepstack=deepstack)
+
+
+def device_parts(
+    batch: Batch, backbone: Qwen3VL, features: FeatureStore, room: Room | None = None
+) -> list[tuple[Inputs, mx.array, mx.array]]:
+    """A batch as a device gains from: whole on a GPU, row by row on a CPU.
+
+    There nothing is gained from larger products, rows alone have no padding, and several are
+    computed side by side (:func:`side_by_side`).
+    """
+    if not ON_CPU:
+        return [device_batch(batch, backbone, features, room)]
+    parts = []
+    for number, example in enumerate(batch.examples):
+        size = len(example.tokens)
+        row = Batch(
+            batch.tokens[number : number + 1, :size],
+            batch.targets[number : number + 1, :size],
+            batch.rows[number : number + 1],
+            (example,),
+        )
+        parts.append(device_batch(row, backbone, features))
+    return parts
+
+
+def side_by_side(count: int) -> list[Any]:
+    """For each of some pieces of work the stream it is put into; on a CPU several in turn."""
+    if not ON_CPU or count == 1:
+        return [mx.default_stream(mx.default_device())] * count
+    streams = _streams()
+    return [streams[number % len(streams)] for number in range(count)]
+
+
+@lru_cache(maxsize=1)
+def _streams() -> list[Any]:
+    """A stream is a thread. MLX adds and exponentiates in one thread, whatever OpenBLAS does."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    first = mx.default_stream(mx.default_device())
+    return [first, *(mx.new_stream(mx.default_device()) for _ in range((cores or 1) - 1))]
+
+
+@contextmanager
+def evaluating(count: int) -> Iterator[None]:
+    """While ``count`` pieces are computed side by side, each product has one thread."""
+    if not ON_CPU or count == 1:
+        yield
+        return
+    with blas.threads(1):
+        yield
 
 
 def token_losses(
@@ -40,11 +136,83 @@ def token_losses(
     *,
     checkpoint: bool = False,
 ) -> mx.array:
-    """Cross-entropy in nats of each trained token, shape (M,), float32.
+    """Cross-entropy in nats of each trained token, shape (M,); see :func:`losses_and_hits`."""
+    return losses_and_hits(backbone, inputs, where, wanted, checkpoint=checkpoint)[0]
 
-    The head is applied to the M positions that need it: prompt and padding never get logits.
+
+def losses_and_hits(
+    backbone: Qwen3VL,
+    inputs: Inputs,
+    where: mx.array,
+    wanted: mx.array,
+    *,
+    checkpoint: bool = False,
+) -> tuple[mx.array, mx.array]:
+    """Cross-entropy in nats of each trained token, (M,) float32, and whether it was the likeliest
+    one, (M,) int32.
+
+    The last layer's products and the head are computed for the M positions that need them: prompt
+    and padding never get logits. Positions whose ``wanted`` is negative fill M up; their loss is 0.
     """
-    h = backbone.hidden(inputs, checkpoint=checkpoint)
-    chosen = h.reshape(-1, h.shape[-1])[where]
-    logits = backbone.head(chosen).astype(mx.float32)
-    return nn.losses.cross_entropy(logits, wanted)
+    h = backbone.hidden_at(inputs, where, checkpoint=checkpoint)
+    return chunked_cross_entropy(backbone, h, wanted)
+
+
+def chunked_cross_entropy(
+    backbone: Any, h: mx.array, wanted: mx.array, *, chunk_bytes: int | None = None
+) -> tuple[mx.array, mx.array]:
+    """Cross-entropy (M,) float32 of hidden states (M, D), the logits never all in memory.
+
+    Beside it whether each wanted token was the likeliest, (M,) int32.
+
+    Each chunk's gradient is computed beside its loss, while its logits are there; a loss depends
+    on its own row of h alone, so the backward pass is one product with the cotangent.
+    """
+    rows = max(64, (chunk_bytes or CHUNK_BYTES) // (4 * backbone.vocabulary))
+
+    def all_three(h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        losses, slopes, hits = [], [], []
+        for start in range(0, h.shape[0], rows):
+            part, target = h[start : start + rows], wanted[start : start + rows, None]
+            if slopes:
+                # One after the other, or all chunks' logits might be there at once.
+                (part,) = mx.depends([part], [losses[-1], slopes[-1]])
+            logits = backbone.head(part).astype(mx.float32)
+            counted, target = target >= 0, mx.maximum(target, 0)
+            weights, total, found = _softmax(logits, target)
+            likeliest = mx.argmax(logits, axis=-1, keepdims=True) == target
+            hits.append((counted & likeliest)[:, 0].astype(mx.int32))
+            losses.append(mx.where(counted, mx.log(total) - found, 0)[:, 0])
+            slope = _less_one(weights / total, target)
+            slopes.append(backbone.head_back(slope.astype(part.dtype)) * counted.astype(part.dtype))
+        return mx.concatenate(losses), mx.concatenate(slopes), mx.concatenate(hits)
+
+    @mx.custom_function
+    def cross_entropy(h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        return all_three(h)
+
+    @cross_entropy.vjp
+    def back(h: Any, cotangents: Any, outputs: Any) -> mx.array:
+        slope = outputs[1]
+        return (cotangents[0][:, None] * slope.astype(mx.float32)).astype(slope.dtype)
+
+    losses, _, hits = cross_entropy(h)
+    return losses, hits
+
+
+def _softmax(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """e to the (logits - their largest) (M, V), their sums, the targets' exponents (M, 1)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    weights = cpu_math.exp(shifted) if ON_CPU else mx.exp(shifted)
+    found = mx.take_along_axis(shifted, target, axis=-1)
+    return weights, weights.sum(axis=-1, keepdims=True), found
+
+
+def _less_one(shares: mx.array, target: mx.array) -> mx.array:
+    """``shares`` (M, V), 1 less at the targets (M, 1)."""
+    if ON_CPU:
+        # Comparing every column costs as much as the head.
+        own = mx.take_along_axis(shares, target, axis=-1)
+        return mx.put_along_axis(shares, target, own - 1, axis=-1)
+    # Within a compiled function this costs nothing, as it is part of the one kernel.
+    return shares - (mx.arange(shares.shape[-1])[None] == target)

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.batches import Batch, BatchStream, Cursor, Example, in_order
+from ..data.rooms import Rooms
 from ..errors import DivergedError, Interrupted
-from ..model.backend import mx, nn, number
+from ..model.backend import ON_CPU, mx, number
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
-from .loss import device_batch, token_losses
+from .loss import device_parts, evaluating, side_by_side, token_losses
+from .step import UpdateStep
 
 
 @dataclass
@@ -241,6 +243,8 @@ class Trainer:
         self.grad_checkpoint = grad_checkpoint
         self.callbacks = callbacks
         self.state = TrainState(visits=[0] * len(batches.examples))
+        self._step: UpdateStep | None = None
+        self._rooms: Rooms | None = None
 
     def fit(self) -> TrainResult:
         """Train from the present state to the end.
@@ -321,42 +325,21 @@ class Trainer:
         divided into micro-batches. An update that is not finite, or above :meth:`limits`, changes
         neither weights nor optimizer.
         """
-        from mlx.optimizers import clip_grad_norm
-        from mlx.utils import tree_map
-
         started = time.perf_counter()
-        self.model.train()
         count = sum(batch.supervised for batch in micro_batches)
-        total, grads = mx.array(0.0), None
-        for batch in micro_batches:
-            inputs, where, wanted = device_batch(batch, self.backbone, self.features)
-
-            def loss(_: nn.Module, inputs=inputs, where=where, wanted=wanted) -> mx.array:
-                losses = token_losses(
-                    self.backbone, inputs, where, wanted, checkpoint=self.grad_checkpoint
-                )
-                return losses.sum() / count
-
-            value, grad = nn.value_and_grad(self.model, loss)(self.model)
-            grads = grad if grads is None else tree_map(mx.add, grads, grad)
-            total = total + value
-            # Evaluated one by one: accumulation is there to hold one micro-batch at a time.
-            mx.eval(total, grads)
-        # A bound no norm reaches leaves the gradient alone and still measures it.
-        clipped, norm = clip_grad_norm(grads, self.max_grad_norm or math.inf)
-        if self.max_grad_norm == 0:
-            clipped = grads
-        mx.eval(total, norm)
-        mean, norm = number(total), number(norm)
-        most_loss, most_norm = self.limits()
-        finite = math.isfinite(mean) and math.isfinite(norm)
-        applied = finite and mean <= most_loss and norm <= most_norm
-        if applied:
-            self.optimizer.update(self.model, clipped)
-            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        rooms = self._shapes()
+        prepared = [
+            device_parts(batch, self.backbone, self.features, rooms.of(batch) if rooms else None)
+            for batch in micro_batches
+        ]
+        step = self._stepper()
+        with evaluating(max(len(parts) for parts in prepared)):
+            done = step(prepared, count, self.limits())
+            # One wait for everything: the figures cost no other.
+            mx.eval(step.arrays(), done.loss, done.grad_norm, done.applied, done.correct)
         return Update(
-            loss=mean,
-            grad_norm=norm,
+            loss=number(done.loss),
+            grad_norm=number(done.grad_norm),
             learning_rate=number(self.optimizer.learning_rate),
             tokens=count,
             total_tokens=sum(
@@ -365,9 +348,26 @@ class Trainer:
             seconds=time.perf_counter() - started,
             epoch=self.state.cursor.epoch,
             peak_memory=mx.get_peak_memory(),
-            applied=applied,
+            applied=bool(done.applied.item()),
+            correct=int(number(done.correct)),
             slots=sum(batch.tokens.size for batch in micro_batches),
         )
+
+    def _shapes(self) -> Rooms | None:
+        """The shapes of this run's batches where steps are compiled."""
+        if self._rooms is None and not ON_CPU:
+            self._rooms = Rooms(self.batches.examples, self.batches.batch_size)
+        return self._rooms
+
+    def _stepper(self) -> UpdateStep:
+        if self._step is None or self._step.optimizer is not self.optimizer:
+            self._step = UpdateStep(
+                self.backbone,
+                self.optimizer,
+                max_grad_norm=self.max_grad_norm,
+                checkpoint=self.grad_checkpoint,
+            )
+        return self._step
 
     def validation_loss(self) -> float:
         """Mean cross-entropy (nats) over all trained tokens of all validation rows."""
@@ -405,8 +405,14 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     """Mean cross-entropy (nats) over all trained tokens of some batches."""
     total, count = 0.0, 0
     for batch in batches:
-        inputs, where, wanted = device_batch(batch, backbone, features)
-        total += number(token_losses(backbone, inputs, where, wanted).sum())
+        parts = device_parts(batch, backbone, features)
+        with evaluating(len(parts)):
+            sums = []
+            for part, stream in zip(parts, side_by_side(len(parts)), strict=True):
+                with mx.stream(stream):
+                    sums.append(token_losses(backbone, *part).sum())
+            mx.eval(sums)
+        total += sum(number(one) for one in sums)
         count += batch.supervised
     return total / count
 

@@ -141,3 +141,97 @@ def test_a_row_that_is_too_long_is_named_and_never_cut(lab, base) -> None:
     assert np.array_equal(limited(size).tokens, whole.tokens)
     with pytest.raises(TooLong, match=f"row row0 has {size} tokens .6 of them image tokens"):
         limited(size - 1)
+
+
+def test_a_photograph_with_known_features_is_not_decoded(lab, base, monkeypatch) -> None:
+    """A second run starts without reading pixels; what is asked for later is the same picture."""
+    from mondrian_ft.data import batches as module
+
+    rows = lab.rows(7)
+    options = (base, base.image_processor, lab.settings, base.backbone.image_token)
+    plain = [encode(row, *options) for row in rows]
+    asked: list[Any] = []
+
+    def known(name: str, grid: Any) -> bool:
+        asked.append((name, grid))
+        return True
+
+    opened = module.open_photograph
+    monkeypatch.setattr(module, "open_photograph", lambda path: pytest.fail(f"decoded {path}"))
+    late = [encode(row, *options, known=known) for row in rows]
+    assert asked == [(one.row.image_sha256, one.pixels.grid) for one in plain]
+    for one, other in zip(plain, late, strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        assert one.pixels.tokens == other.pixels.tokens
+        assert np.array_equal(one.pixels.patches, other.pixels.patches)
+    # What is not known is decoded, to see that it can be, and let go.
+    monkeypatch.setattr(module, "open_photograph", opened)
+    unknown = encode(rows[0], *options, known=lambda name, grid: False)
+    assert unknown.pixels == late[0].pixels
+
+
+def test_the_first_batch_holds_the_longest_row() -> None:
+    """Whoever runs out of memory learns it in the first update, not after an hour."""
+    for count, size, accumulate in ((7, 2, 1), (40, 2, 2), (9, 4, 1), (5, 1, 2), (3, 8, 1)):
+        batches = stream(count, size, accumulate=accumulate)
+        assert count - 1 in batches.next().rows
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_updates_rows_do_not_depend_on_how_it_is_divided(epoch) -> None:
+    """4×1 = 2×2 = 1×4, from the order of the rows on."""
+    orders = [
+        stream(43, size, accumulate=count).order(epoch) for size, count in ((4, 1), (2, 2), (1, 4))
+    ]
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(orders[0]) == list(range(43))
+
+
+def test_rows_of_like_length_go_together() -> None:
+    """Padding falls to less than a third of what it is in a random order."""
+    batches = stream(200, 4)
+
+    def padding(order: list[int]) -> int:
+        groups = [order[at : at + 4] for at in range(0, 200, 4)]
+        return sum(4 * max(group) - sum(group) for group in groups)
+
+    random = np.random.default_rng(0).permutation(200).tolist()
+    assert padding(batches.order(1)) < padding(random) / 3
+
+
+def test_few_shapes_and_every_batch_fits_one() -> None:
+    """A compiled step is compiled anew for each shape."""
+    from mondrian_ft.data.rooms import Rooms
+
+    examples = [example(1, prompt=100 + 37 * n, answer=20 + 11 * (n % 7)) for n in range(60)]
+    rooms = Rooms(examples, batch_size=3)
+    assert 1 <= len(rooms) <= 4
+    batches = BatchStream(examples, batch_size=3, seed=0, pad_token=0)
+    seen = set()
+    for _ in range(batches.per_epoch):
+        batch = batches.next()
+        room = rooms.of(batch)
+        seen.add(room)
+        assert batch.tokens.shape[1] <= room.length
+        assert batch.supervised <= room.trained
+        assert sum(one.pixels.tokens for one in batch.examples) <= room.images
+        assert len(batch.rows) <= room.rows
+    assert len(seen) > 1
+
+
+def test_the_grid_from_a_files_head_is_the_pictures(lab, base) -> None:
+    """Turned by EXIF as well; a file that is none has no grid, and decoding says why."""
+    from PIL import Image
+
+    from mondrian_ft.data.pixels import grid_of, open_photograph, to_pixels
+
+    for turn in (1, 3, 6, 8):
+        path = lab.folder / f"turned{turn}.jpg"
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.new("RGB", (160, 64)).save(path, exif=exif)
+        found = to_pixels(open_photograph(path), base.image_processor, lab.settings).grid
+        assert grid_of(path, base.image_processor, lab.settings) == found
+        assert (found[1] > found[2]) == (turn in (6, 8))
+    path.write_bytes(b"no picture")
+    assert grid_of(path, base.image_processor, lab.settings) is None

@@ -163,9 +163,11 @@ def test_only_models_that_the_kernels_take() -> None:
     from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
     from mondrian_ft.model.lora import _dora_layer
+    from mondrian_ft.model.lora_layers import LoRALayer
 
     assert cuda_step._fits(_model())
     attn = _model().text.layers[0].self_attn
+    assert cuda_step._fits(_model(q_proj=LoRALayer.from_base(attn.q_proj, r=4)))
     assert cuda_step._fits(_model(q_proj=LoRALinear.from_base(attn.q_proj, r=4)))
     wide = nn.Linear(64, 256, bias=False)
     biased = nn.Linear(64, 256)

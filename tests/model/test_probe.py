@@ -121,24 +121,24 @@ def stronger(folder: Path, *, scale: bool, hash: bool) -> None:
 
 def library_scales(folder: Path, base: Any, monkeypatch: Any) -> None:
     """mlx-vlm did this in April 2026: alpha before, alpha / rank after."""
-    from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+    from mondrian_ft.model.lora_layers import LoRALayer
 
-    real = LoRALinear.from_base
+    real = LoRALayer.from_base
 
     def other(*args: Any, scale: float, r: int, **options: Any) -> Any:
         return real(*args, scale=scale / r, r=r, **options)
 
-    monkeypatch.setattr(LoRALinear, "from_base", other)
+    monkeypatch.setattr(LoRALayer, "from_base", other)
 
 
 def library_multiplies(folder: Path, base: Any, monkeypatch: Any) -> None:
     """The layers state the right scale and apply another: no file and no attribute shows it."""
-    from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+    from mondrian_ft.model.lora_layers import LoRALayer
 
     def call(self: Any, x: Any) -> Any:
         return self.linear(x) + self.scale / 8 * ((x @ self.lora_a) @ self.lora_b)
 
-    monkeypatch.setattr(LoRALinear, "__call__", call)
+    monkeypatch.setattr(LoRALayer, "__call__", call)
 
 
 def gelu(folder: Path, base: Any, monkeypatch: Any) -> None:

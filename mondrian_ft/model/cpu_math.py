@@ -1,0 +1,156 @@
+"""What a training step on a CPU spends its time on, as sums and products.
+
+MLX's CPU backend adds and multiplies five billion numbers a second and exponentiates eighty-five
+million (benchmarks/LOG.md), so here an exponential is a polynomial of a few sums and products, and
+causal attention leaves out the keys that a block of queries does not see. float32 only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .backend import mx
+
+BLOCK = 128
+"""Queries that attend together."""
+_LOG2E = 1.4426950408889634
+_MAGIC = 12_582_912.0
+"""1.5 · 2²³: added to a number it leaves the nearest integer in the last bits of the sum."""
+_HIDDEN = -1e30
+
+
+def exp(x: mx.array) -> mx.array:
+    """e to the x, to two units in the last place near 0 and 1e-5 of the value at -87.
+
+    Below -87 it is 1e-38; above 88 it is wrong. What is not finite stays not finite.
+    """
+    power = mx.maximum(x * _LOG2E, -126.0)
+    shifted = power + _MAGIC
+    rest = power - (shifted - _MAGIC)
+    value = _horner(rest)
+    # The integer's bits, moved to where a float has its exponent.
+    exponent = mx.left_shift(shifted.view(mx.int32), mx.array(23, mx.int32))
+    return (value.view(mx.int32) + exponent).view(mx.float32)
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + e to the -x)."""
+    return 1.0 / (1.0 + exp(mx.minimum(-x, 80.0)))
+
+
+def _horner(x: mx.array) -> mx.array:
+    first, *others = _coefficients()
+    value = x * first + others[0]
+    for one in others[1:]:
+        value = value * x + one
+    return value
+
+
+@lru_cache(maxsize=1)
+def _coefficients() -> tuple[float, ...]:
+    """Of 2 to the x for |x| ≤ ½, highest power first: a fit at Chebyshev's points, weighted so that
+    the relative error is even."""
+    x = np.cos(np.pi * (np.arange(64) + 0.5) / 64) / 2
+    found = np.polynomial.chebyshev.Chebyshev.fit(x * 1.0, 2.0**x, 6, domain=[-0.5, 0.5])
+    return tuple(float(c) for c in found.convert(kind=np.polynomial.Polynomial).coef[::-1])
+
+
+@mx.custom_function
+def swiglu(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    """silu(gate) · up, and the sigmoid, which the backward pass needs again."""
+    s = sigmoid(gate)
+    return gate * s * up, s
+
+
+@swiglu.vjp
+def _swiglu_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    gate, up = primals
+    cotangent, s = cotangents[0], outputs[1]
+    silu = gate * s
+    return cotangent * up * (s + silu * (1 - s)), cotangent * silu
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, first: int = 0) -> mx.array:
+    """Causal attention.
+
+    Args:
+        q: (B, L - first, heads, head_dim), the queries of the positions from ``first`` on.
+        k, v: (B, L, kv_heads, head_dim); ``heads`` is a multiple of ``kv_heads``.
+        scale: of the scores.
+        first: position of the first query.
+
+    Returns:
+        (B, L - first, heads, head_dim).
+    """
+    batch, count, heads, size = q.shape
+    groups = k.shape[2]
+    # The heads that share a key are rows of one product.
+    q = q.reshape(batch, count, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
+    q = (q * scale).reshape(batch, groups, count * (heads // groups), size)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out = _blocks(heads // groups, first)(q, k, v)
+    out = out.reshape(batch, groups, count, heads // groups, size).transpose(0, 2, 1, 3, 4)
+    return out.reshape(batch, count, heads, size)
+
+
+@lru_cache(maxsize=256)
+def _blocks(share: int, first: int) -> Any:
+    """Attention of rows (position, head) for ``share`` heads a key, as a custom function."""
+
+    def ranges(rows: int) -> list[tuple[int, int, int]]:
+        """Rows from, to, and the keys that the last of them sees."""
+        step = BLOCK * share
+        return [
+            (at, min(at + step, rows), first + min(at + step, rows) // share)
+            for at in range(0, rows, step)
+        ]
+
+    @mx.custom_function
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        outs, kept = [], []
+        for start, stop, keys in ranges(q.shape[2]):
+            scores = q[:, :, start:stop] @ k[:, :, :keys].swapaxes(-1, -2)
+            scores = scores + _mask((stop - start) // share, share, keys)
+            weights = exp(scores - scores.max(axis=-1, keepdims=True))
+            weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
+            outs.append(weights @ v[:, :, :keys])
+            kept.append(weights)
+        return [mx.concatenate(outs, axis=2), *kept]
+
+    @attend.vjp
+    def back(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        q, k, v = primals
+        above, out = cotangents[0], outputs[0]
+        inner = (above * out).sum(axis=-1, keepdims=True)
+        dq: list[mx.array] = []
+        dk: mx.array | None = None
+        dv: mx.array | None = None
+        parts = list(zip(ranges(q.shape[2]), outputs[1:], strict=True))
+        for (start, stop, keys), weights in reversed(parts):
+            piece = above[:, :, start:stop]
+            slope = piece @ v[:, :, :keys].swapaxes(-1, -2)
+            slope = (slope - inner[:, :, start:stop]) * weights
+            dq.append(slope @ k[:, :, :keys])
+            dk = _onto(dk, slope.swapaxes(-1, -2) @ q[:, :, start:stop])
+            dv = _onto(dv, weights.swapaxes(-1, -2) @ piece)
+        return mx.concatenate(dq[::-1], axis=2), dk, dv
+
+    return lambda q, k, v: attend(q, k, v)[0]
+
+
+def _onto(total: mx.array | None, part: mx.array) -> mx.array:
+    """The sum of gradients of all keys and of the first of them."""
+    if total is None:
+        return part
+    count = part.shape[2]
+    return mx.concatenate([total[:, :, :count] + part, total[:, :, count:]], axis=2)
+
+
+@lru_cache(maxsize=1024)
+def _mask(count: int, share: int, keys: int) -> mx.array:
+    """(count · share, keys) to add to the scores of the last ``count`` positions of ``keys``."""
+    position = np.repeat(np.arange(keys - count, keys), share)
+    return mx.array(np.where(np.arange(keys)[None] > position[:, None], _HIDDEN, 0).astype("f4"))

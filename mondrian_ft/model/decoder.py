@@ -1,0 +1,144 @@
+"""Decoder layers for training: the modules are mlx-vlm's, the way through them is ours.
+
+Everything is computed on flat (T, D) rows, T = B · L, so that products have one shape; what is
+not a matrix product is written so that a compiler can fuse it and that little is kept for the
+backward pass. On a CPU, where nothing is compiled, attention goes by blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import cpu_math
+from .backend import ON_CPU, mx
+from .lora_layers import project
+
+Rotary = tuple[mx.array, mx.array]
+"""cos and sin, each (B, L, 1, head_dim), the signs of a rotation in sin."""
+
+
+def rotary(cos: mx.array, sin: mx.array) -> Rotary:
+    """What :func:`layer_forward` takes, of mlx-vlm's (B, L, head_dim) pair."""
+    half = sin.shape[-1] // 2
+    signed = mx.concatenate([-sin[..., :half], sin[..., half:]], axis=-1)
+    return cos[:, :, None, :], signed[:, :, None, :]
+
+
+def layer_forward(
+    layer: Any,
+    h: mx.array,
+    turn: Rotary,
+    size: tuple[int, int],
+    rows: mx.array | None = None,
+) -> mx.array:
+    """One layer.
+
+    Args:
+        layer: an mlx-vlm ``Qwen3VLDecoderLayer``.
+        h: (B · L, D).
+        turn: see :func:`rotary`.
+        size: B and L.
+        rows: (M,) of the rows of h; only for these is anything computed that no other row needs,
+            which in the last layer is all but keys and values.
+
+    Returns:
+        (B · L, D), or (M, D) with ``rows``.
+    """
+    batch, length = size
+    attn = layer.self_attn
+    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), layer.input_layernorm(h))
+    q = attn.q_norm(q.reshape(batch, length, attn.n_heads, -1))
+    k = attn.k_norm(k.reshape(batch, length, attn.n_kv_heads, -1))
+    v = v.reshape(batch, length, attn.n_kv_heads, -1)
+    q, k = _turned(q, *turn), _turned(k, *turn)
+    out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
+    if rows is not None:
+        out, h = out[rows], h[rows]
+    (h,) = project((attn.o_proj,), out, h)
+    gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), layer.post_attention_layernorm(h))
+    return project((layer.mlp.down_proj,), _gated(gate, up), h)[0]
+
+
+def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
+    """A layer's forward of which only the input is kept for the backward pass.
+
+    MLX may recompute at any time, and so for all layers at once, what depends on the forward pass
+    alone, as with ``mx.checkpoint``. Here the second forward waits for the gradient from above, and
+    the gradient that goes on waits for this layer's own.
+
+    Args:
+        layer: its trained parameters are what gradients are kept of.
+        forward: (T, D) → (T', D) through the layer.
+    """
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    flat: list[Any] = tree_flatten(layer.trainable_parameters())  # pyright: ignore
+    names = [name for name, _ in flat]
+
+    def through(h: mx.array, *values: mx.array) -> mx.array:
+        if names:
+            layer.update(tree_unflatten(list(zip(names, values, strict=True))))
+        return forward(h)
+
+    def backward(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+        again = mx.depends(list(primals), [cotangent])
+        _, grads = mx.vjp(through, again, [cotangent])
+        below, *own = grads
+        if own:
+            (below,) = mx.depends([below], own)
+        return (below, *own)
+
+    wrapped = mx.custom_function(through)
+    wrapped.vjp(backward)
+    values = [value for _, value in flat]
+    return lambda h: wrapped(h, *values)
+
+
+def _swap(x: mx.array) -> mx.array:
+    """The two halves of the last axis exchanged; a view."""
+    half = x.shape[-1] // 2
+    return x.reshape(*x.shape[:-1], 2, half)[..., ::-1, :].reshape(x.shape)
+
+
+@mx.custom_function
+def _turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Rotary positions of x (B, L, heads, head_dim)."""
+    return x * cos + _swap(x) * sin
+
+
+@_turned.vjp
+def _turned_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    _, cos, sin = primals
+    # The transpose of a rotation is the rotation back.
+    back = cotangent * cos - _swap(cotangent) * sin
+    return back, mx.zeros_like(cos), mx.zeros_like(sin)
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) · up; the backward pass keeps the two inputs and nothing else."""
+    return gate * mx.sigmoid(gate) * up
+
+
+@_swiglu.vjp
+def _swiglu_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+    gate, up = primals
+    s = mx.sigmoid(gate)
+    silu = gate * s
+    return cotangent * up * (s + silu * (1 - s)), cotangent * silu
+
+
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
+    if ON_CPU and gate.dtype == mx.float32:
+        return cpu_math.swiglu(gate, up)[0]
+    return _swiglu(gate, up)
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Causal attention, all (B, L, heads, head_dim)."""
+    if ON_CPU and q.dtype == mx.float32:
+        return cpu_math.attention(q, k, v, scale)
+    q, k, v = (one.transpose(0, 2, 1, 3) for one in (q, k, v))
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+    return out.transpose(0, 2, 1, 3)

@@ -1,0 +1,108 @@
+"""LoRA layers that multiply in the activations' type, with a backward pass of their own.
+
+mlx-vlm's layers multiply 16-bit activations by float32 adapters: every input is copied to float32
+for it, and the copy is kept for the backward pass. Here the adapters are cast instead. What is
+trained, its gradient and the optimizer's state stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+
+from .backend import mx, nn
+
+
+class LoRALayer(LoRALinear):
+    """mlx-vlm's ``LoRALinear`` with its products in the type of what comes in."""
+
+    @staticmethod
+    def from_base(linear: Any, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> Any:
+        """A fresh layer around a dense or quantised matrix."""
+        inner = linear.weight.shape[1]
+        if isinstance(linear, nn.QuantizedLinear):
+            inner = inner * 32 // linear.bits
+        layer = LoRALayer(inner, linear.weight.shape[0], r=r, dropout=dropout, scale=scale)
+        layer.linear = linear
+        return layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """The adapted product, shape (..., out), of x (..., in)."""
+        z = self.dropout(x) @ self.lora_a.astype(x.dtype)
+        return self.linear(x) + z @ (self.scale * self.lora_b).astype(x.dtype)
+
+
+def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) -> list[mx.array]:
+    """What each of some matrices makes of the same input (T, in), for training.
+
+    ``onto`` (T, out) is added to what the first makes, within its product.
+
+    LoRA layers without dropout have one backward pass together: their gradients of x are added up
+    as they are multiplied, and it goes on only when the adapters' own gradients are there. MLX
+    evaluates a graph from its ends, where adapters' gradients are wanted last, and would hold what
+    they are made of until then.
+    """
+    if not all(_plain(layer) for layer in layers):
+        made = [layer(x) for layer in layers]
+        return made if onto is None else [onto + made[0], *made[1:]]
+    scales = [float(layer.scale) for layer in layers]
+    count = len(layers)
+
+    def forward(x: mx.array, *rest: mx.array) -> list[mx.array]:
+        made, inner = [], []
+        adapters, sum_of = rest[: 2 * count], rest[2 * count :]
+        for number, layer in enumerate(layers):
+            a, b = adapters[2 * number : 2 * number + 2]
+            z = x @ a
+            weight = matrix(layer.linear, x).T
+            y = mx.addmm(sum_of[0], x, weight) if sum_of and number == 0 else x @ weight
+            if "bias" in layer.linear:
+                y = y + layer.linear.bias
+            made.append(mx.addmm(y, z, b, alpha=scales[number]))
+            inner.append(z)
+        return [*made, *inner]
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        x, adapters = primals[0], primals[1 : 2 * count + 1]
+        below: mx.array | None = None
+        own: list[mx.array] = []
+        for number, layer in enumerate(layers):
+            a, b = adapters[2 * number : 2 * number + 2]
+            above, z, scale = cotangents[number], outputs[count + number], scales[number]
+            weight = matrix(layer.linear, above)
+            below = above @ weight if below is None else mx.addmm(below, above, weight)
+            inner = above @ b.T
+            below = mx.addmm(below, inner, a.T, alpha=scale)
+            own += [scale * (x.T @ inner), scale * (z.T @ above)]
+        assert below is not None
+        (below,) = mx.depends([below], own)
+        return (below, *own, *(cotangents[:1] if onto is not None else ()))
+
+    product = mx.custom_function(forward)
+    product.vjp(backward)
+    adapters = [one.astype(x.dtype) for layer in layers for one in (layer.lora_a, layer.lora_b)]
+    return product(x, *adapters, *(() if onto is None else (onto,)))[:count]
+
+
+def matrix(linear: Any, x: mx.array) -> mx.array:
+    """The weight (out, in) of a dense or quantised layer, in the type of x."""
+    if not isinstance(linear, nn.QuantizedLinear):
+        return linear.weight
+    # Bound to x: a compiler that sees one expansion in the forward and the backward pass makes it
+    # once, and holds the whole expanded model in between.
+    (packed,) = mx.depends([linear.weight], [x])
+    return mx.dequantize(
+        packed,
+        linear.scales,
+        linear.get("biases"),
+        group_size=linear.group_size,
+        bits=linear.bits,
+        mode=linear.mode,
+    ).astype(x.dtype)
+
+
+def _plain(layer: Any) -> bool:
+    # Dropout draws a mask for each matrix; then each has an input of its own.
+    return type(layer) is LoRALayer and not (layer.training and layer.dropout._p_1 < 1)
