@@ -14,12 +14,12 @@ from typing import Any
 
 from ..model.backend import ON_CPU, mx
 from ..model.qwen3_vl import Inputs
-from .loss import side_by_side, token_losses
+from .loss import token_losses
 
 Batch = tuple[Any, mx.array, mx.array]
 """What ``loss.device_batch`` makes: inputs, positions, wanted tokens."""
 Parts = Sequence[Batch]
-"""A micro-batch, divided into what is computed side by side (see ``loss.device_parts``)."""
+"""A micro-batch, divided into what is computed apart (see ``loss.device_parts``)."""
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,12 @@ class UpdateStep:
         def loss(parts: list[mx.array]) -> mx.array:
             self.model.update(tree_unflatten(self._named(parts)))
             sums = []
-            for part, stream in zip(flat, side_by_side(len(flat)), strict=True):
-                with mx.stream(stream):
-                    inputs, where, wanted = _unflat(part)
-                    losses = token_losses(
-                        self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
-                    )
-                    sums.append(losses.sum())
+            for part in flat:
+                inputs, where, wanted = _unflat(part)
+                losses = token_losses(
+                    self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
+                )
+                sums.append(losses.sum())
             return sum(sums[1:], sums[0]) * share
 
         # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's

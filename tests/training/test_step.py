@@ -132,8 +132,8 @@ def test_filling_up_changes_nothing(lab, base, count) -> None:
     equal(plain[1], filled[1])
 
 
-def test_rows_side_by_side_are_the_batch(lab, base) -> None:
-    """On a CPU rows are computed alone, in several threads."""
+def test_rows_one_by_one_are_the_batch(lab, base) -> None:
+    """On a CPU rows are computed alone."""
     lab.attach(base)
     examples = lab.examples(5)
     batch = collate(examples, range(5), base.pad_token)
