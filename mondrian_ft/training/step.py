@@ -22,6 +22,10 @@ Parts = Sequence[Batch]
 """A micro-batch, divided into what is computed apart (see ``loss.device_parts``)."""
 
 
+ELEMENTWISE = ("AdamW", "Adam", "SGD", "Lion", "RMSprop", "Adagrad", "AdaDelta", "Adamax")
+"""MLX's optimizers to which it makes no difference which array a number is in."""
+
+
 @dataclass(frozen=True)
 class Stepped:
     """What one update gave, not yet waited for; each a float32 scalar but ``applied``.
@@ -128,7 +132,10 @@ class UpdateStep:
         if "learning_rate" in state:
             moments["learning_rate"] = state["learning_rate"]
         own: list[Any] = [_at(state, name) for name, _ in flat]
-        moments["vector"] = {key: _joined([one[key] for one in own]) for key in own[0]}
+        if type(self.optimizer).__name__ in ELEMENTWISE:
+            moments["vector"] = {key: _joined([one[key] for one in own]) for key in own[0]}
+        else:
+            moments["apart"] = {name: one for (name, _), one in zip(flat, own, strict=True)}
         return values, moments
 
     def _publish(self, values: mx.array, moments: Any) -> None:
@@ -137,9 +144,12 @@ class UpdateStep:
 
         parts = self._parts(values)
         self.model.update(tree_unflatten(self._named(parts)))
-        kinds = {key: self._parts(vector) for key, vector in moments["vector"].items()}
-        own = [{key: found[n] for key, found in kinds.items()} for n in range(len(parts))]
-        state = {key: value for key, value in moments.items() if key != "vector"}
+        if "apart" in moments:
+            own = [moments["apart"][name] for name, _ in self._shapes]
+        else:
+            kinds = {key: self._parts(vector) for key, vector in moments["vector"].items()}
+            own = [{key: found[n] for key, found in kinds.items()} for n in range(len(parts))]
+        state = {key: value for key, value in moments.items() if key not in ("vector", "apart")}
         state |= tree_unflatten(self._named(own))  # pyright: ignore
         self.optimizer.state = state
         self._given, self._vector = (parts, state), (values, moments)
@@ -209,7 +219,14 @@ class UpdateStep:
             gradient = gradient * mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
         applied = mx.isfinite(loss) & mx.isfinite(norm)
         self.optimizer.state = tree_map(lambda value: value, moments)
-        new = self.optimizer.apply_gradients({"vector": gradient}, {"vector": values})["vector"]
+        if "apart" in moments:
+            gradients, before = (
+                {"apart": dict(self._named(self._parts(vector)))} for vector in (gradient, values)
+            )
+            found = self.optimizer.apply_gradients(gradients, before)["apart"]
+            new = _joined([found[name] for name, _ in self._shapes])
+        else:
+            new = self.optimizer.apply_gradients({"vector": gradient}, {"vector": values})["vector"]
 
         def choose(fresh: mx.array, before: mx.array) -> mx.array:
             return mx.where(applied, fresh, before)
