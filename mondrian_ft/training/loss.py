@@ -161,7 +161,8 @@ def chunked_cross_entropy(
         slope = outputs[1]
         return (cotangents[0][:, None] * slope.astype(mx.float32)).astype(slope.dtype)
 
-    return cross_entropy(h)[0]
+    pair: Any = cross_entropy(h)
+    return pair[0]
 
 
 def _softmax(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
