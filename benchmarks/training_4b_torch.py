@@ -22,12 +22,12 @@ def run(
     checkpoint: bool = False,
 ) -> dict[str, Any]:
     """Seconds of a step and peak memory in bfloat16, LoRA of rank 16 on the seven projections."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     from .training_step import TARGETS
 
     model = _model(shapes, liger=liger)
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     pattern = r".*language_model\.layers\.\d+\..*\.(" + "|".join(TARGETS) + ")"
     model = get_peft_model(
@@ -89,13 +89,13 @@ def run(
 
 
 def _model(shapes: dict[str, int], *, liger: bool) -> Any:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     from . import decode
 
     if liger:
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen3_vl
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen3_vl  # pyright: ignore[reportMissingImports]
 
         apply_liger_kernel_to_qwen3_vl()
     raw = decode._config(decode.Shapes(layers=shapes["layers"], hidden=shapes["hidden"]))

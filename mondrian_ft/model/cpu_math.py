@@ -138,7 +138,8 @@ def _blocks(share: int, first: int) -> Any:
             dv = _onto(dv, weights.swapaxes(-1, -2) @ piece)
         return mx.concatenate(dq[::-1], axis=2), dk, dv
 
-    return lambda q, k, v: attend(q, k, v)[0]
+    attended: Any = attend
+    return lambda q, k, v: attended(q, k, v)[0]
 
 
 def _onto(total: mx.array | None, part: mx.array) -> mx.array:

@@ -51,7 +51,8 @@ def layer_forward(
     q = attn.q_norm(q.reshape(batch, length, attn.n_heads, -1))
     k = attn.k_norm(k.reshape(batch, length, attn.n_kv_heads, -1))
     v = v.reshape(batch, length, attn.n_kv_heads, -1)
-    q, k = _turned(q, *turn), _turned(k, *turn)
+    turned: Any = _turned
+    q, k = turned(q, *turn), turned(k, *turn)
     out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
     if rows is not None:
         out, h = out[rows], h[rows]
@@ -131,8 +132,10 @@ def _swiglu_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
 
 def _gated(gate: mx.array, up: mx.array) -> mx.array:
     if ON_CPU and gate.dtype == mx.float32:
-        return cpu_math.swiglu(gate, up)[0]
-    return _swiglu(gate, up)
+        pair: Any = cpu_math.swiglu(gate, up)
+        return pair[0]
+    made: Any = _swiglu(gate, up)
+    return made
 
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:

@@ -66,7 +66,7 @@ def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) ->
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         x, adapters = primals[0], primals[1 : 2 * count + 1]
-        below: mx.array | None = None
+        below: Any = None
         own: list[mx.array] = []
         for number, layer in enumerate(layers):
             a, b = adapters[2 * number : 2 * number + 2]
@@ -76,11 +76,10 @@ def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) ->
             inner = above @ b.T
             below = mx.addmm(below, inner, a.T, alpha=scale)
             own += [scale * (x.T @ inner), scale * (z.T @ above)]
-        assert below is not None
         (below,) = mx.depends([below], own)
         return (below, *own, *(cotangents[:1] if onto is not None else ()))
 
-    product = mx.custom_function(forward)
+    product: Any = mx.custom_function(forward)
     product.vjp(backward)
     adapters = [one.astype(x.dtype) for layer in layers for one in (layer.lora_a, layer.lora_b)]
     return product(x, *adapters, *(() if onto is None else (onto,)))[:count]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,8 +82,7 @@ def device_parts(
 ) -> list[tuple[Inputs, mx.array, mx.array]]:
     """A batch as a device gains from: whole on a GPU, row by row on a CPU.
 
-    There nothing is gained from larger products, rows alone have no padding, and several are
-    computed side by side (:func:`side_by_side`).
+    There nothing is gained from larger products, and rows alone have no padding.
     """
     if not ON_CPU:
         return [device_batch(batch, backbone, features, room)]
@@ -102,25 +99,10 @@ def device_parts(
     return parts
 
 
-def side_by_side(count: int) -> list[Any]:
-    """For each of some pieces of work the stream it is put into; on a CPU several in turn."""
-    if not ON_CPU or count == 1:
-        return [mx.default_stream(mx.default_device())] * count
-    streams = _streams()
-    return [streams[number % len(streams)] for number in range(count)]
-
-
-@lru_cache(maxsize=1)
-def _streams() -> list[Any]:
-    """A stream is a thread. MLX adds and exponentiates in one thread, whatever OpenBLAS does."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    first = mx.default_stream(mx.default_device())
-    return [first, *(mx.new_stream(mx.default_device()) for _ in range((cores or 1) - 1))]
-
-
 @contextmanager
 def evaluating(count: int) -> Iterator[None]:
-    """While ``count`` pieces are computed side by side, each product has one thread."""
+    """While ``count`` rows are computed one by one, a product has one BLAS thread: on so small
+    ones two of OpenBLAS's lose more by waiting for each other than they gain."""
     if not ON_CPU or count == 1:
         yield
         return
@@ -196,8 +178,8 @@ def chunked_cross_entropy(
         slope = outputs[1]
         return (cotangents[0][:, None] * slope.astype(mx.float32)).astype(slope.dtype)
 
-    losses, _, hits = cross_entropy(h)
-    return losses, hits
+    found: Any = cross_entropy(h)
+    return found[0], found[2]
 
 
 def _softmax(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:

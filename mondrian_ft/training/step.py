@@ -14,15 +14,15 @@ from typing import Any
 
 from ..model.backend import ON_CPU, mx
 from ..model.qwen3_vl import Inputs
-from .loss import losses_and_hits, side_by_side
+from .loss import losses_and_hits
 
 Batch = tuple[Any, mx.array, mx.array]
 """What ``loss.device_batch`` makes: inputs, positions, wanted tokens."""
 Parts = Sequence[Batch]
-"""A micro-batch, divided into what is computed side by side (see ``loss.device_parts``)."""
+"""A micro-batch, divided into what is computed apart (see ``loss.device_parts``)."""
 
-ELEMENTWISE = ("Adam", "AdamW")
-"""Optimizers whose update of a number depends on that number alone."""
+ELEMENTWISE = ("AdamW", "Adam", "SGD", "Lion", "RMSprop", "Adagrad", "AdaDelta", "Adamax")
+"""MLX's optimizers to which it makes no difference which array a number is in."""
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,13 @@ class UpdateStep:
         def loss(parts: list[mx.array]) -> tuple[mx.array, mx.array]:
             self.model.update(tree_unflatten(self._named(parts)))
             sums, right = [], []
-            for part, stream in zip(flat, side_by_side(len(flat)), strict=True):
-                with mx.stream(stream):
-                    inputs, where, wanted = _unflat(part)
-                    losses, hits = losses_and_hits(
-                        self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
-                    )
-                    sums.append(losses.sum())
-                    right.append(hits.sum())
+            for part in flat:
+                inputs, where, wanted = _unflat(part)
+                losses, hits = losses_and_hits(
+                    self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
+                )
+                sums.append(losses.sum())
+                right.append(hits.sum())
             return sum(sums[1:], sums[0]) * share, sum(right[1:], right[0])
 
         # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's

@@ -25,7 +25,7 @@ from ..model.features import FeatureStore
 from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
-from .loss import device_parts, evaluating, side_by_side, token_losses
+from .loss import device_parts, evaluating, token_losses
 from .step import UpdateStep
 
 
@@ -407,10 +407,7 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     for batch in batches:
         parts = device_parts(batch, backbone, features)
         with evaluating(len(parts)):
-            sums = []
-            for part, stream in zip(parts, side_by_side(len(parts)), strict=True):
-                with mx.stream(stream):
-                    sums.append(token_losses(backbone, *part).sum())
+            sums = [token_losses(backbone, *part).sum() for part in parts]
             mx.eval(sums)
         total += sum(number(one) for one in sums)
         count += batch.supervised

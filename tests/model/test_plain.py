@@ -27,8 +27,8 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 
 def qwen2_5_vl() -> tuple[Any, list[PlainInputs]]:
     """Pictures of two sizes: 4 and 6 image tokens."""
-    from mlx_vlm.models.qwen2_5_vl import Model
     from mlx_vlm.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.qwen2_5_vl.qwen2_5_vl import Model
 
     text = TextConfig(
         model_type="qwen2_5_vl",
@@ -62,8 +62,8 @@ def qwen2_5_vl() -> tuple[Any, list[PlainInputs]]:
 
 def llava() -> tuple[Any, list[PlainInputs]]:
     """A square picture of 4 patches, and another tower, projector and decoder."""
-    from mlx_vlm.models.llava import Model
     from mlx_vlm.models.llava.config import ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.llava.llava import Model
 
     vision = VisionConfig(
         model_type="clip_vision_model",
@@ -105,7 +105,7 @@ def test_other_architectures_train(make) -> None:
     optimizer = optim.adamw(lambda step: mx.array(2e-2), weight_decay=0.0)
     optimizer.init(model.trainable_parameters())
     step = UpdateStep(backbone, optimizer, max_grad_norm=0)
-    expected = sum(
+    expected: Any = sum(
         nn.losses.cross_entropy(
             model(row.tokens, row.pixels, mx.ones_like(row.tokens), **row.more).logits[0, where],
             wanted,

@@ -132,8 +132,8 @@ def test_filling_up_changes_nothing(lab, base, count) -> None:
     equal(plain[1], filled[1])
 
 
-def test_rows_side_by_side_are_the_batch(lab, base) -> None:
-    """On a CPU rows are computed alone, in several threads."""
+def test_rows_one_by_one_are_the_batch(lab, base) -> None:
+    """On a CPU rows are computed alone."""
     lab.attach(base)
     examples = lab.examples(5)
     batch = collate(examples, range(5), base.pad_token)
@@ -307,3 +307,37 @@ def test_a_compiled_step_does_not_hold_the_expanded_model() -> None:
     finally:
         mx.disable_compile()
     assert mx.get_peak_memory() - before < count * size * size * 4 / 2
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "Adafactor"])
+def test_the_step_is_the_optimizers_own(lab, base, name) -> None:
+    """Three updates as MLX's optimizer makes them on the model's arrays; Muon and Adafactor look at
+    whole matrices, which one vector of all numbers would hide."""
+    import mlx.optimizers
+
+    lab.attach(base)
+    examples = lab.examples(2)
+    batch = collate(examples, range(2), base.pad_token)
+    parts = device_parts(batch, base.backbone, FeatureStore(base.backbone))
+    start = lora.tensors(base.model)
+    kind = getattr(mlx.optimizers, name)
+    reference = kind(learning_rate=1e-2)
+    for _ in range(3):
+        parameters = base.model.trainable_parameters()
+
+        def loss(values: Any) -> Any:
+            base.model.update(values)
+            sums = [token_losses(base.backbone, *part).sum() for part in parts]
+            return sum(sums[1:], sums[0]) / batch.supervised
+
+        grads = mx.value_and_grad(loss)(parameters)[1]
+        base.model.update(parameters)
+        reference.update(base.model, grads)
+    expected = lab.weights(base)
+    lora.set_tensors(base.model, start)
+    optimizer = kind(learning_rate=1e-2)
+    optimizer.init(base.model.trainable_parameters())
+    step = UpdateStep(base.backbone, optimizer, max_grad_norm=0)
+    for _ in range(3):
+        step([parts], batch.supervised)
+    equal(expected, lab.weights(base), 2e-3)

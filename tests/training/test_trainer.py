@@ -285,14 +285,15 @@ def test_an_infinite_gradient_with_a_finite_loss_is_not_applied(
     before = lab.weights(base)
     from mondrian_ft.training import step
 
-    real = step.token_losses
+    real = step.losses_and_hits
 
     def planted(backbone: Any, *args: Any, **options: Any) -> Any:
         # 0, with an infinite slope.
         weight = next(iter(lora.lora_layers(backbone.model).values()))["lora_b"][0, 0]
-        return real(backbone, *args, **options) + mx.sqrt(weight - mx.stop_gradient(weight))
+        losses, hits = real(backbone, *args, **options)
+        return losses + mx.sqrt(weight - mx.stop_gradient(weight)), hits
 
-    monkeypatch.setattr(step, "token_losses", planted)
+    monkeypatch.setattr(step, "losses_and_hits", planted)
     with pytest.raises(DivergedError, match=r"gradient norm inf .* no checkpoint was due yet"):
         trainer.fit()
     assert same(before, lab.weights(base))
