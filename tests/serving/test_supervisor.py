@@ -366,7 +366,7 @@ def test_the_real_process_says_what_each_arm_says_alone(lab, base, tiny) -> None
             assert moved.identity.version == "v2"
             assert moved.text != expected["ask1"][0]
 
-    run(test, 120)
+    run(test, 300)
     after = said(bench.alone([asks[1]]))
     assert after["ask1"][-1].version == "v2"
     bench.engine.close()
@@ -396,7 +396,7 @@ def test_a_killed_or_stopped_process_is_replaced_and_nothing_is_lost(lab, base, 
             assert one.pid != first
             assert not alive(first)
 
-    run(test, 120)
+    run(test, 300)
 
 
 @pytest.mark.slow
@@ -416,7 +416,7 @@ def test_sigterm_lets_the_process_answer_what_it_has(tiny) -> None:
             os.kill(one.pid, signal.SIGTERM)
             assert all(isinstance(e, Answer) for e in await asyncio.gather(*tasks))
 
-    run(test, 120)
+    run(test, 300)
 
 
 @pytest.mark.slow
@@ -431,7 +431,7 @@ def test_an_arm_that_is_not_there_fails_the_start(tiny) -> None:
             assert "The arm production cannot answer" in status.reason
             assert status.restarts == 0
 
-    run(test, 90)
+    run(test, 300)
 
 
 @pytest.mark.slow
