@@ -71,6 +71,7 @@ class FakeModel:
     Attributes:
         delay: seconds of an answer.
         pieces: into how many a stream is cut.
+        hold: after so many pieces a stream waits until this is None.
         state, reason, progress: of its status.
         faults: what the next asks fail with, before any is answered.
         text: what every ask is answered; None is `critique_of`.
@@ -83,6 +84,7 @@ class FakeModel:
 
     delay: float = 0.0
     pieces: int = 5
+    hold: int | None = None
     state: State = State.ready
     reason: str = ""
     progress: float = 1.0
@@ -112,7 +114,9 @@ class FakeModel:
             end = self._end(ask)
             if isinstance(end, Answer) and ask.stream:
                 size = -(-len(end.text) // self.pieces)
-                for start in range(0, len(end.text), size):
+                for number, start in enumerate(range(0, len(end.text), size)):
+                    while self.hold is not None and number >= self.hold:
+                        await asyncio.sleep(0.005)
                     await asyncio.sleep(self.delay / self.pieces)
                     yield Piece(ask.id, end.text[start : start + size])
             else:

@@ -24,7 +24,7 @@ from mondrian_ft.serving.wire import Setup
 from .engines import Bench, make_ask, said, save_adapter
 
 PRETENDED = Path(__file__).with_name("pretended.py")
-QUICK = Limits(silence=1.0, stuck=5.0, loading=30.0, stopping=10.0, backoff=0.02, attempts=3)
+QUICK = Limits(silence=5.0, stuck=5.0, loading=30.0, stopping=10.0, backoff=0.02, attempts=3)
 NAME = "tiny-ansel"
 
 
@@ -48,6 +48,13 @@ async def pretended(how: str = "well", **options: Any) -> AsyncIterator[Supervis
 
 def ask(name: str, milliseconds: int = 1, **changes: Any) -> Ask:
     return Ask(name, b"picture", f"text of {name}", "base", max_tokens=milliseconds, **changes)
+
+
+async def until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait for a condition, for far longer than it takes on a quiet machine."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.005)
 
 
 async def events(one: Supervisor, what: Ask) -> list[Event]:
@@ -133,7 +140,8 @@ def test_two_asks_of_one_id_are_a_mistake() -> None:
     async def test() -> None:
         async with pretended() as one:
             first = asyncio.create_task(end(one, ask("a", 200)))
-            await asyncio.sleep(0.01)
+            while not one._entries:
+                await asyncio.sleep(0)
             with pytest.raises(ValueError, match="unique"):
                 await end(one, ask("a"))
             await first
@@ -154,16 +162,11 @@ def test_who_goes_away_stops_the_generation(how) -> None:
                 await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
             else:
                 task = asyncio.create_task(end(one, ask("a", 60_000)))
-                await asyncio.sleep(0.1)
+                await until(lambda: one._sent)
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            for _ in range(200):
-                if not one._sent:
-                    break
-                await asyncio.sleep(0.01)
-            assert not one._sent
-            assert not one._entries
+            await until(lambda: not one._sent and not one._entries)
 
     run(test)
 
@@ -178,7 +181,7 @@ def test_a_deadline_ends_the_waiting() -> None:
             many = [ask(f"a{n}", 60_000, deadline=0.3) for n in range(1 + AHEAD + 2)]
             ends = await asyncio.gather(*(end(one, each) for each in many))
             assert {e.fault for e in ends if isinstance(e, Failure)} == {Fault.deadline}
-            assert 0.25 < time.monotonic() - started < 2
+            assert 0.25 < time.monotonic() - started < 15, "not the minute that they would take"
             assert isinstance(await end(one, ask("next")), Answer)
 
     run(test)
@@ -226,14 +229,8 @@ def test_a_process_that_says_why_is_believed_at_once() -> None:
 def test_a_process_that_hangs_is_replaced(how, limits, reason) -> None:
     async def test() -> None:
         async with pretended(how, limits=limits) as one:
-            status = one.status()
-            for _ in range(500):
-                status = one.status()
-                if status.state is State.failed:
-                    break
-                await asyncio.sleep(0.02)
-            assert status.state is State.failed
-            assert reason in status.reason
+            await until(lambda: one.status().state is State.failed)
+            assert reason in one.status().reason
 
     run(test)
 
@@ -257,14 +254,14 @@ def test_what_was_told_in_part_is_not_told_again() -> None:
     async def test() -> None:
         async with pretended() as one:
             await one.settled(10)
-            tasks = [
-                asyncio.create_task(events(one, ask(f"a{n}", 400, stream=n == 0))) for n in (0, 1)
-            ]
-            await asyncio.sleep(0.2)
+            shown = one.ask(ask("shown", 60_000, stream=True))
+            assert isinstance(await anext(shown), Piece)
+            other = asyncio.create_task(end(one, ask("other", 400)))
+            await until(lambda: "other" in one._sent)
             assert one.pid is not None
             os.kill(one.pid, signal.SIGKILL)
-            (piece, failure), (answer,) = await asyncio.gather(*tasks)
-            assert isinstance(piece, Piece)
+            (failure,) = [event async for event in shown]
+            answer = await other
             assert isinstance(failure, Failure)
             assert failure.fault is Fault.worker
             assert isinstance(answer, Answer)
@@ -290,7 +287,7 @@ def test_stopping_lets_what_is_under_way_end() -> None:
         async with pretended() as one:
             await one.settled(10)
             task = asyncio.create_task(end(one, ask("a", 400)))
-            await asyncio.sleep(0.1)
+            await until(lambda: one._sent)
             await one.stop()
             assert isinstance(await task, Answer)
 
@@ -326,7 +323,7 @@ def tiny(lab, tmp_path_factory) -> tuple[Setup, Path]:
 
 @asynccontextmanager
 async def real(setup: Setup, **options: Any) -> AsyncIterator[Supervisor]:
-    one = Supervisor(setup, limits=replace(QUICK, silence=3.0), **options)
+    one = Supervisor(setup, limits=QUICK, **options)
     await one.start()
     try:
         yield one
@@ -367,7 +364,7 @@ def test_the_real_process_says_what_each_arm_says_alone(lab, base, tiny) -> None
             assert moved.identity.version == "v2"
             assert moved.text != expected["ask1"][0]
 
-    run(test, 120)
+    run(test, 300)
     after = said(bench.alone([asks[1]]))
     assert after["ask1"][-1].version == "v2"
     bench.engine.close()
@@ -389,10 +386,7 @@ def test_a_killed_or_stopped_process_is_replaced_and_nothing_is_lost(lab, base, 
             first = one.pid
             assert first is not None
             tasks = [asyncio.create_task(end(one, each)) for each in asks]
-            for _ in range(500):
-                if one.status().running:
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: one.status().running)
             os.kill(first, how)
             ends = await asyncio.gather(*tasks)
             assert said({e.id: e for e in ends}) == expected
@@ -400,7 +394,7 @@ def test_a_killed_or_stopped_process_is_replaced_and_nothing_is_lost(lab, base, 
             assert one.pid != first
             assert not alive(first)
 
-    run(test, 120)
+    run(test, 300)
 
 
 @pytest.mark.slow
@@ -415,15 +409,12 @@ def test_sigterm_lets_the_process_answer_what_it_has(tiny) -> None:
                 asyncio.create_task(end(one, make_ask(n, max_tokens=200, stream=True)))
                 for n in range(3)
             ]
-            for _ in range(500):
-                if one.status().running == 3:
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: one.status().running == 3 or any(task.done() for task in tasks))
             assert one.pid is not None
             os.kill(one.pid, signal.SIGTERM)
             assert all(isinstance(e, Answer) for e in await asyncio.gather(*tasks))
 
-    run(test, 120)
+    run(test, 300)
 
 
 @pytest.mark.slow
@@ -438,7 +429,7 @@ def test_an_arm_that_is_not_there_fails_the_start(tiny) -> None:
             assert "The arm production cannot answer" in status.reason
             assert status.restarts == 0
 
-    run(test, 90)
+    run(test, 300)
 
 
 @pytest.mark.slow
@@ -468,8 +459,7 @@ asyncio.run(main())
         service.kill()
         service.wait()
         service.stdout.close()
-    for _ in range(500):
-        if not alive(pid):
-            break
+    by = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < by, "it outlived its service"
         time.sleep(0.02)
-    assert not alive(pid)

@@ -100,21 +100,25 @@ async function askFor(mode, signal) {
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (asking) return;
   if (!chosen) return tell("Choose a photograph first.", true);
   const modes = $("compare").checked ? ["base", "fine_tuned"] : [null];
   asking = new AbortController();
   $("answers").replaceChildren();
-  $("go").disabled = true;
+  // A button that is really disabled would lose the keyboard's focus.
+  $("go").setAttribute("aria-disabled", "true");
   $("stop").hidden = false;
   tell("Asking…");
   Promise.all(modes.map((mode) => askFor(mode, asking.signal))).then(() => {
-    $("go").disabled = false;
+    asking = null;
+    $("go").removeAttribute("aria-disabled");
+    if (document.activeElement === $("stop")) $("go").focus();
     $("stop").hidden = true;
     const wrong = document.querySelectorAll(".failed").length;
     tell(wrong ? "" : modes.length > 1 ? "Both critiques are complete." : "The critique is complete.");
   });
 });
-$("stop").addEventListener("click", () => asking.abort());
+$("stop").addEventListener("click", () => asking?.abort());
 
 // -- an answer
 function open(mode) {
