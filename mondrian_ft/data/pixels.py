@@ -232,7 +232,7 @@ def count_tokens(path: Path, processor: ImageProcessor, settings: PixelSettings)
     )
 
 
-def to_photograph(pixels: Pixels, processor: ImageProcessor) -> Image:
+def to_photograph(pixels: Pixels | LatePixels, processor: ImageProcessor) -> Image:
     """The RGB picture that patches were made of: :func:`to_pixels` undone, but for the resizing.
 
     What a person sees of it is what enters the vision tower, and nothing else: it is put together

@@ -307,7 +307,10 @@ class Supervisor:
         started = time.monotonic()
         while True:
             try:
-                message = await asyncio.wait_for(wire.receive_async(reader), self.limits.silence)
+                # Not wait_for, which until Python 3.12 swallows a cancellation that comes together
+                # with a message: a service that was told to stop went on.
+                async with asyncio.timeout(self.limits.silence):
+                    message = await wire.receive_async(reader)
             except TimeoutError:
                 return f"the model's process was silent for {self.limits.silence:g} seconds"
             except (EOFError, ConnectionError):

@@ -240,7 +240,9 @@ def test_whoever_goes_away_leaves_the_others_as_they_are(base, folders, bench) -
     one.engine.run()
     ends = one.ends()
     assert sum(isinstance(end, Failure) for end in ends.values()) == 5
-    rest = {name: end for name, end in ends.items() if isinstance(end, Answer)}
+    rest: dict[str, Answer | Failure] = {
+        name: end for name, end in ends.items() if isinstance(end, Answer)
+    }
     assert said(rest) == {name: alone[name] for name in ("ask2", "ask6", "ask7")}
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mondrian_ft import registry
-from mondrian_ft.serving.protocol import Answer, Ask, Event, Failure, Fault, Piece, State
+from mondrian_ft.serving import wire
+from mondrian_ft.serving.protocol import Answer, Ask, Event, Failure, Fault, Piece, State, Status
 from mondrian_ft.serving.supervisor import AHEAD, Limits, Supervisor
 from mondrian_ft.serving.wire import Setup
 
@@ -463,3 +464,20 @@ asyncio.run(main())
     while alive(pid):
         assert time.monotonic() < by, "it outlived its service"
         time.sleep(0.02)
+
+
+def test_a_cancellation_that_comes_with_a_heartbeat_is_heard() -> None:
+    """It was lost now and then: a service that was told to stop waited for ever."""
+
+    async def both_at_once() -> bool:
+        one = Supervisor(wire.Setup("none", "none", 1, 2))
+        reader = asyncio.StreamReader()
+        following = asyncio.create_task(one._follow(reader))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        reader.feed_data(wire.pack(wire.Beat(Status(State.ready), 0.0)))
+        following.cancel()
+        await asyncio.wait([following], timeout=5)
+        return following.cancelled()
+
+    assert asyncio.run(both_at_once())
