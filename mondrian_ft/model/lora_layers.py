@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+# mlx-vlm imports MLX, and OpenBLAS has to come before it.
+from .backend import mx, nn  # isort: skip
 
-from .backend import mx, nn
+from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
 
 class LoRALayer(LoRALinear):

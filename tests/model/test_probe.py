@@ -452,10 +452,13 @@ def test_every_way_into_a_model_asks_for_the_proof() -> None:
         if "lora.set_tensors(" in path.read_text(encoding="utf-8")
     ]
     # Foreign tensors and averages are new adapters, which get their proof when they are saved; a
-    # checkpoint goes on with its own run, under an identity of its own.
+    # checkpoint goes on with its own run, under an identity of its own; a run's moving average and
+    # its trial step are tensors of the very run, put back after a look.
     assert attached == [
         "model/adapter.py",
         "model/foreign.py",
         "pipeline/exchange.py",
+        "training/average.py",
         "training/checkpoint.py",
+        "training/trial.py",
     ]
