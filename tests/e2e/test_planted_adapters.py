@@ -151,7 +151,9 @@ def as_they_are(rows: list[Row]) -> list[Row]:
 
 MEAN, BLIND = "not_better_than_mean", "ignores_picture"
 PLANTS = [
-    plant(two_critiques, 40, "recites", "one_critique", "constant_scores", BLIND, MEAN),
+    # 40 updates taught it to recite while rows of any length shared an update; rows of like length
+    # take longer to get there.
+    plant(two_critiques, 80, "recites", "one_critique", "constant_scores", BLIND, MEAN),
     plant(one_critique, 40, "one_critique", "recites", "constant_scores", BLIND, MEAN),
     plant(same_scores, 40, "constant_scores", BLIND, MEAN),
     plant(filled_example, 50, "template_echo", "constant_scores", BLIND, MEAN),
