@@ -93,6 +93,15 @@ PARTIES: dict[str, Party] = {
     "checkpointed_small_graphs": _party("ours", checkpoint=True, env=_graphs(100, 200)),
     "checkpointed_one_chunk": _party("ours", 1, checkpoint=True, chunk_bytes=1 << 40),
     "4bit_checkpointed_limit": _party("ours", 1, checkpoint=True, bits=4, limit_gb=1.5),
+    "without_kernels": _party("ours", env=_graphs(200, 4000), without=("kernels", "joined")),
+    "without_joined": _party("ours", env=_graphs(200, 4000), without=("joined",)),
+    **{
+        f"checkpointed_{ops}_{megabytes}": _party(
+            "ours", checkpoint=True, env=_graphs(ops, megabytes)
+        )
+        for ops, megabytes in ((50, 100), (50, 50), (100, 100), (100, 150), (25, 100), (1000, 100))
+    },
+    "4bit_checkpointed_100_100": _party("ours", 1, checkpoint=True, bits=4, env=_graphs(100, 100)),
     "eager": _party("ours", 1, compiled=False),
     "mlx_vlm": _party("stock"),
     "torch_liger_compiled": _party("torch", liger=True, compiled=True),
@@ -232,6 +241,11 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
         mx.eval(model.parameters())
     if chunk := options.pop("chunk_bytes", None):
         loss.CHUNK_BYTES = chunk
+    if not options.pop("tower", False):
+        # With every photograph's features in the cache, as in a second run, nobody asks it.
+        model.vision_tower = nn.Module()
+    for name in options.pop("without", ()):
+        _leave_out(name)
     backbone = Qwen3VL(model)
     lora.attach(model, lora.LoraSpec(16, 32.0, 0.0, decode_targets(), "lora"), seed=0)
     mx.clear_cache()
@@ -288,6 +302,17 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
         mx.clear_cache()
 
 
+def _leave_out(name: str) -> None:
+    """Take something out of the step that was found to pay, to see by how much."""
+    from mondrian_ft.model import cuda_train, lora_layers
+
+    if name == "kernels":
+        cuda_train.fits = lambda *_: False
+    else:
+        assert name == "joined", name
+        lora_layers.JOINED = False
+
+
 def decode_targets() -> tuple[str, ...]:
     """The seven projections."""
     from .training_step import TARGETS
@@ -315,6 +340,7 @@ def _time(queue: Callable[[], Any], wait: Callable[[Any], float], steps: int) ->
         taken.append(time.perf_counter() - started)
     peak = mx.get_peak_memory()
     queued = []
+    mx.reset_peak_memory()
     before = queue()
     started = time.perf_counter()
     for _ in range(steps):
@@ -323,12 +349,14 @@ def _time(queue: Callable[[], Any], wait: Callable[[Any], float], steps: int) ->
         queued.append(time.perf_counter() - started)
         before, started = now, time.perf_counter()
     losses.append(wait(before))
+    ahead = mx.get_peak_memory()
     return {
         "seconds": measure.spread(taken, 4),
         "seconds_queued": measure.spread(queued, 4),
         "seconds_until_queued": measure.spread(host, 4),
         "first_step_seconds": round(first, 1),
         "peak_gb": round(peak / 1e9, 2),
+        "peak_gb_queued": round(ahead / 1e9, 2),
         "cache_gb": round(mx.get_cache_memory() / 1e9, 2),
         "losses": [round(one, 3) for one in losses[:4]],
     }

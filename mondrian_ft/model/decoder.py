@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import cpu_math
+from . import cpu_math, cuda_train
 from .backend import ON_CPU, mx
 from .lora_layers import project
 
@@ -46,19 +46,43 @@ def layer_forward(
         (B · L, D), or (M, D) with ``rows``.
     """
     batch, length = size
-    attn = layer.self_attn
-    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), layer.input_layernorm(h))
-    q = attn.q_norm(q.reshape(batch, length, attn.n_heads, -1))
-    k = attn.k_norm(k.reshape(batch, length, attn.n_kv_heads, -1))
+    attn, kernels = layer.self_attn, _kernels(layer, h)
+    x, h = cuda_train.normed(h, layer.input_layernorm) if kernels else (layer.input_layernorm(h), h)
+    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
+    if kernels:
+        q = cuda_train.turned(q, attn.q_norm, turn, attn.n_heads)
+        k = cuda_train.turned(k, attn.k_norm, turn, attn.n_kv_heads)
+    q = q.reshape(batch, length, attn.n_heads, -1)
+    k = k.reshape(batch, length, attn.n_kv_heads, -1)
     v = v.reshape(batch, length, attn.n_kv_heads, -1)
-    turned: Any = _turned
-    q, k = turned(q, *turn), turned(k, *turn)
+    if not kernels:
+        turn_: Any = _turned
+        q, k = turn_(attn.q_norm(q), *turn), turn_(attn.k_norm(k), *turn)
     out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
     if rows is not None:
         out, h = out[rows], h[rows]
     (h,) = project((attn.o_proj,), out, h)
-    gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), layer.post_attention_layernorm(h))
-    return project((layer.mlp.down_proj,), _gated(gate, up), h)[0]
+    norm = layer.post_attention_layernorm
+    x, h = cuda_train.normed(h, norm) if kernels else (norm(h), h)
+    gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
+    inner: Any = cuda_train.gated(gate, up) if kernels else _gated(gate, up)
+    return project((layer.mlp.down_proj,), inner, h)[0]
+
+
+def _kernels(layer: Any, h: mx.array) -> bool:
+    """Whether what lies between the products goes through our own kernels."""
+    attn = layer.self_attn
+    width = h.shape[-1]
+    return (
+        attn.head_dim == cuda_train.HEAD_SIZE
+        and width <= cuda_train.MOST_WIDE
+        and cuda_train.fits(h.dtype, width)
+        and all(
+            norm.weight.dtype == h.dtype
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+            + (attn.q_norm, attn.k_norm)
+        )
+    )
 
 
 def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:

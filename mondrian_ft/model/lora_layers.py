@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 # mlx-vlm imports MLX, and OpenBLAS has to come before it.
-from .backend import mx, nn  # isort: skip
+from .backend import ON_CPU, mx, nn  # isort: skip
 
 from mlx_vlm.trainer.peft.lora_layers import LoRALinear
+
+JOINED = not ON_CPU
+"""Whether the adapters' small products of one input's gradient are computed side by side."""
 
 
 class LoRALayer(LoRALinear):
@@ -67,6 +70,8 @@ def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) ->
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         x, adapters = primals[0], primals[1 : 2 * count + 1]
+        if JOINED and count > 1:
+            return together(x, adapters, cotangents, outputs)
         below: Any = None
         own: list[mx.array] = []
         for number, layer in enumerate(layers):
@@ -77,6 +82,27 @@ def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) ->
             inner = above @ b.T
             below = mx.addmm(below, inner, a.T, alpha=scale)
             own += [scale * (x.T @ inner), scale * (z.T @ above)]
+        (below,) = mx.depends([below], own)
+        return (below, *own, *(cotangents[:1] if onto is not None else ()))
+
+    def together(x: mx.array, adapters: Any, cotangents: Any, outputs: Any) -> Any:
+        """The same with the small products side by side: x and its gradient are gone over once."""
+        inner = mx.concatenate(
+            [
+                scale * (above @ b.T)
+                for scale, above, b in zip(scales, cotangents, adapters[1::2], strict=False)
+            ],
+            axis=1,
+        )
+        below = inner @ mx.concatenate(adapters[::2], axis=1).T
+        for above, layer in zip(cotangents, layers, strict=False):
+            below = mx.addmm(below, above, matrix(layer.linear, above))
+        ranks = [int(a.shape[1]) for a in adapters[::2]]
+        ends = [sum(ranks[: n + 1]) for n in range(count - 1)]
+        firsts = mx.split(x.T @ inner, ends, axis=1)
+        own: list[mx.array] = []
+        for number, (first, scale) in enumerate(zip(firsts, scales, strict=True)):
+            own += [first, scale * (outputs[count + number].T @ cotangents[number])]
         (below,) = mx.depends([below], own)
         return (below, *own, *(cotangents[:1] if onto is not None else ()))
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from ..data.batches import Batch
 from ..data.rooms import Room
-from ..model import blas, cpu_math
+from ..model import blas, cpu_math, cuda_train
 from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
 from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
 
 CHUNK_BYTES = 128 << 20
 """Bound on the float32 logits that are in memory at a time."""
+CUDA_CHUNK_BYTES = 512 << 20
+"""The same where our own kernel takes the logits and their gradients as 16 bits: two such arrays."""
 
 
 def device_batch(
@@ -150,7 +152,11 @@ def chunked_cross_entropy(
     Each chunk's gradient is computed beside its loss, while its logits are there; a loss depends
     on its own row of h alone, so the backward pass is one product with the cotangent.
     """
-    rows = max(64, (chunk_bytes or CHUNK_BYTES) // (4 * backbone.vocabulary))
+    kernel = cuda_train.fits(h.dtype, backbone.vocabulary)
+    bound = chunk_bytes or (CUDA_CHUNK_BYTES if kernel else CHUNK_BYTES)
+    most = max(64, bound // (4 * backbone.vocabulary))
+    # Equal parts, or the last one might be too small to be worth a pass over the head's matrix.
+    rows = max(1, -(-h.shape[0] // max(1, -(-h.shape[0] // most))))
 
     def all_three(h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         losses, slopes, hits = [], [], []
@@ -159,6 +165,12 @@ def chunked_cross_entropy(
             if slopes:
                 # One after the other, or all chunks' logits might be there at once.
                 (part,) = mx.depends([part], [losses[-1], slopes[-1]])
+            if kernel:
+                loss, hit, slope = cuda_train.cross_entropy(backbone.head(part), target[:, 0])
+                losses.append(loss)
+                hits.append(hit)
+                slopes.append(backbone.head_back(slope))
+                continue
             logits = backbone.head(part).astype(mx.float32)
             counted, target = target >= 0, mx.maximum(target, 0)
             weights, total, found = _softmax(logits, target)

@@ -26,7 +26,7 @@ from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
 from .loss import device_parts, evaluating, token_losses
-from .step import UpdateStep
+from .step import Stepped, UpdateStep
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TrainState:
         value: what the monitor measured last, None without one or where it could not.
         stale: evaluations since the best one.
         visits: how often each training row was trained on.
-        losses, norms: of the latest applied updates, :data:`guard.WINDOW` at most.
+        losses, norms: of the latest applied updates, :data:`guard.WINDOW` and one more at most.
         bad_steps: updates that were not applied.
         bad_in_row: those of them since the last applied one.
     """
@@ -101,8 +101,9 @@ class TrainState:
         self.bad_in_row = 0
         for row in rows:
             self.visits[row] += 1
-        self.losses = [*self.losses, update.loss][-guard.WINDOW :]
-        self.norms = [*self.norms, update.grad_norm][-guard.WINDOW :]
+        # One more than is looked at: see Trainer.limits.
+        self.losses = [*self.losses, update.loss][-guard.WINDOW - 1 :]
+        self.norms = [*self.norms, update.grad_norm][-guard.WINDOW - 1 :]
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,17 @@ class Update:
         grad_norm: global norm of the gradient before clipping.
         learning_rate: of this update.
         tokens: trained tokens; total_tokens: all real tokens.
-        seconds: wall time.
+        seconds: wall time; of one that was queued while another ran, since that one's end.
         epoch: from 0.
         peak_memory: bytes, the most MLX has held since the run began.
         applied: whether the weights were changed; not where loss or gradient was not finite or
             above the limits of :meth:`Trainer.limits`.
         correct: trained tokens that were the most likely ones, None if they were not counted.
         slots: tokens of the batches, padding among them; 0 if not counted.
-        data_seconds: wall time spent waiting for the batches, before ``seconds``.
+        data_seconds: wall time spent waiting for the batches, before ``seconds``; 0 of one that was
+            queued while another ran, as the device did not wait.
         rows: job ids of its rows.
+        limits: the highest loss and gradient norm it might have.
     """
 
     loss: float
@@ -138,6 +141,19 @@ class Update:
     slots: int = 0
     data_seconds: float = 0.0
     rows: tuple[str, ...] = ()
+    limits: tuple[float, float] = (math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """An update under way: what is known of it before the device has answered."""
+
+    told: Update
+    done: Stepped
+    learning_rate: mx.array
+    started: float
+    rows: tuple[int, ...] = ()
+    cursor: Cursor = field(default_factory=Cursor)
 
 
 class Callback(Protocol):
@@ -198,6 +214,8 @@ class Trainer:
         spike: see :func:`guard.limits`; None knows no spikes.
         ema: decay of the average of the adapter that is evaluated and kept, None for none.
         grad_checkpoint: recompute layers in the backward pass to save memory.
+        ahead: queue an update before the figures of the one before it are read, so that a GPU is
+            never without work; None for yes on a GPU that has the memory for it.
         callbacks: who looks on.
     """
 
@@ -221,6 +239,7 @@ class Trainer:
         spike: float | None = None,
         ema: float | None = None,
         grad_checkpoint: bool = False,
+        ahead: bool | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.backbone = backbone
@@ -241,10 +260,15 @@ class Trainer:
         self.spike = spike
         self.average = None if ema is None else Average(ema)
         self.grad_checkpoint = grad_checkpoint
+        # On a CPU an update takes the cores that would queue the next one. An average is taken of
+        # every update's weights, when it is known whether they are new.
+        self.ahead = ema is None and (not ON_CPU if ahead is None else ahead)
         self.callbacks = callbacks
         self.state = TrainState(visits=[0] * len(batches.examples))
         self._step: UpdateStep | None = None
         self._rooms: Rooms | None = None
+        self._queued: _Queued | None = None
+        self._answered = 0.0
 
     def fit(self) -> TrainResult:
         """Train from the present state to the end.
@@ -258,9 +282,13 @@ class Trainer:
         self.batches.cursor = state.cursor
         with _stop_requested() as stop:
             while True:
-                last = state.step == self.max_steps
-                evaluate = last or self._due(self.eval_every)
-                if evaluate or self._due(self.save_every):
+                at = state.step + (self._queued is not None)
+                last, stopping = at == self.max_steps, stop()
+                evaluate = last or _due(at, self.eval_every)
+                save = evaluate or _due(at, self.save_every)
+                if save or stopping:
+                    self._settle()
+                if save:
                     self.checkpointer.save(self)
                 if evaluate and self.validation:
                     self._evaluate()
@@ -269,7 +297,7 @@ class Trainer:
                     for callback in self.callbacks:
                         callback.on_end(state)
                     return TrainResult(state, early and not last, time.perf_counter() - started)
-                if stop():
+                if stopping:
                     path = self.checkpointer.save(self)
                     raise Interrupted(
                         f"training was stopped after update {state.step} of {self.max_steps}; "
@@ -298,24 +326,55 @@ class Trainer:
             callback.on_eval(state)
 
     def _advance(self) -> None:
-        """One update on the next rows, applied or not."""
-        state, asked = self.state, time.perf_counter()
+        """One update on the next rows, applied or not; queued only, where ``ahead`` says so."""
+        asked = time.perf_counter()
         batches = self.batches.update(self.accumulate)
         waited = time.perf_counter() - asked
+        rows = [row for batch in batches for row in batch.rows]
         names = tuple(example.row.job_id for batch in batches for example in batch.examples)
-        update = replace(self.update(batches), data_seconds=waited, rows=names)
+        cursor = self.batches.cursor
+        if not self.ahead:
+            self._take(replace(self.update(batches), data_seconds=waited, rows=names), rows, cursor)
+            return
+        busy = self._queued is not None
+        queued = self._queue(batches)
+        told = replace(queued.told, data_seconds=0.0 if busy else waited, rows=names)
+        # While the device works on this one, the figures of the one before are read.
+        self._settle()
+        self._queued = replace(queued, told=told, rows=tuple(rows), cursor=cursor)
+
+    def _settle(self) -> None:
+        """Wait for the update that is under way, if one is."""
+        if self._queued is not None:
+            queued, self._queued = self._queued, None
+            self._take(self._read(queued), queued.rows, queued.cursor)
+
+    def _take(self, update: Update, rows: Sequence[int], cursor: Cursor) -> None:
+        """Take note of an update."""
+        state = self.state
         if not update.applied and state.bad_in_row >= self.max_bad_steps:
             raise self._diverged(update)
-        state.advance(update, [row for batch in batches for row in batch.rows], self.batches.cursor)
+        state.advance(update, rows, cursor)
         if self.average is not None and update.applied:
             self.average.take(self.model, state.step - state.bad_steps)
         for callback in self.callbacks:
             callback.on_step(state, update)
 
     def limits(self) -> tuple[float, float]:
-        """The highest loss and gradient norm the next update may have to be applied."""
+        """The highest loss and gradient norm the next update may have to be applied.
+
+        With ``ahead`` those of the update before it do not count: they are not always known yet,
+        and a run that was stopped and resumed there must not differ.
+        """
+        state = self.state
+        losses, norms = state.losses, state.norms
+        if self.ahead and self._queued is None and losses and not state.bad_in_row:
+            losses, norms = losses[:-1], norms[:-1]
         return guard.limits(
-            self.state.losses, self.state.norms, factor=self.spike, floor=self.max_grad_norm
+            losses[-guard.WINDOW :],
+            norms[-guard.WINDOW :],
+            factor=self.spike,
+            floor=self.max_grad_norm,
         )
 
     def update(self, micro_batches: Sequence[Batch]) -> Update:
@@ -325,7 +384,11 @@ class Trainer:
         divided into micro-batches. An update that is not finite, or above :meth:`limits`, changes
         neither weights nor optimizer.
         """
-        started = time.perf_counter()
+        return self._read(self._queue(micro_batches))
+
+    def _queue(self, micro_batches: Sequence[Batch]) -> _Queued:
+        """Start an update; the device may still be at the one before."""
+        started, limits = time.perf_counter(), self.limits()
         count = sum(batch.supervised for batch in micro_batches)
         rooms = self._shapes()
         prepared = [
@@ -334,23 +397,41 @@ class Trainer:
         ]
         step = self._stepper()
         with evaluating(max(len(parts) for parts in prepared)):
-            done = step(prepared, count, self.limits())
+            done = step(prepared, count, limits)
             # One wait for everything: the figures cost no other.
-            mx.eval(step.arrays(), done.loss, done.grad_norm, done.applied, done.correct)
-        return Update(
-            loss=number(done.loss),
-            grad_norm=number(done.grad_norm),
-            learning_rate=number(self.optimizer.learning_rate),
+            wait = mx.async_eval if self.ahead else mx.eval
+            wait(step.arrays(), done.loss, done.grad_norm, done.applied, done.correct)
+        told = Update(
+            loss=math.nan,
+            grad_norm=math.nan,
+            learning_rate=math.nan,
             tokens=count,
             total_tokens=sum(
                 len(example.tokens) for batch in micro_batches for example in batch.examples
             ),
-            seconds=time.perf_counter() - started,
-            epoch=self.state.cursor.epoch,
+            seconds=math.nan,
+            epoch=self.state.cursor.epoch if self._queued is None else self._queued.cursor.epoch,
+            peak_memory=0,
+            slots=sum(batch.tokens.size for batch in micro_batches),
+            limits=limits,
+        )
+        # The optimizer's own is the next update's as soon as that is queued.
+        return _Queued(told, done, mx.array(self.optimizer.learning_rate), started)
+
+    def _read(self, queued: _Queued) -> Update:
+        """The figures of an update, waited for."""
+        done = queued.done
+        loss = number(done.loss)
+        started, self._answered = max(queued.started, self._answered), time.perf_counter()
+        return replace(
+            queued.told,
+            loss=loss,
+            grad_norm=number(done.grad_norm),
+            learning_rate=number(queued.learning_rate),
+            seconds=self._answered - started,
             peak_memory=mx.get_peak_memory(),
             applied=bool(done.applied.item()),
             correct=int(number(done.correct)),
-            slots=sum(batch.tokens.size for batch in micro_batches),
         )
 
     def _shapes(self) -> Rooms | None:
@@ -378,9 +459,6 @@ class Trainer:
             self.features,
         )
 
-    def _due(self, every: int) -> bool:
-        return self.state.step > 0 and self.state.step % every == 0
-
     def _diverged(self, update: Update) -> DivergedError:
         saved = self.checkpointer.last()
         back = f"the last good checkpoint is {saved}" if saved else "no checkpoint was due yet"
@@ -396,9 +474,13 @@ class Trainer:
         """What is wrong with an update that was not applied, as part of a sentence."""
         told = f"has loss {update.loss:g} and gradient norm {update.grad_norm:g}"
         if math.isfinite(update.loss) and math.isfinite(update.grad_norm):
-            loss, norm = self.limits()
+            loss, norm = update.limits
             told += f", far above those before it (limits {loss:.3g} and {norm:.3g})"
         return told
+
+
+def _due(step: int, every: int) -> bool:
+    return step > 0 and step % every == 0
 
 
 def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStore) -> float:
