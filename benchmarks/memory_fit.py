@@ -242,18 +242,18 @@ def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
         places=2304,
         merge=2,
     )
-    image = shapes["side"] ** 2 // 4
-    row = memory.Row(image + shapes["text"], image, shapes["trained"])
     found = {}
     for party, (checkpoint, bits) in PARTIES.items():
-        for rows, figures in results["parties"].get(party, {}).items():
-            if not rows.startswith("rows_") or "peak_gb" not in figures:
+        for case, figures in results["parties"].get(party, {}).items():
+            if not case.startswith("rows_") or "peak_gb" not in figures:
                 continue
-            count = int(rows.removeprefix("rows_"))
+            count = int(case.split("_")[1])
+            tokens, trained = figures["tokens"], figures["trained"]
             setting = memory.Setting(count, checkpoint=checkpoint, itemsize=2, bits=bits)
+            row = memory.Row(tokens, figures["image_tokens"], trained)
             predicted = memory.predict(shape, setting, [row] * count, memory.COSTS["CUDA"]).total
-            peak = figures["peak_gb"] * 1e9
-            found[f"4B, {party}, {count} rows"] = {
+            peak = max(figures["peak_gb"], figures["peak_gb_queued"]) * 1e9
+            found[f"4B, {PARTY_NAMES[party]}{count} × {tokens:,} tokens"] = {
                 "backend": "CUDA",
                 "measured": int(peak),
                 "predicted": predicted,
@@ -264,11 +264,17 @@ def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 PARTIES = {
     "ours": (False, None),
+    "memory": (False, None),
     "checkpointed": (True, None),
-    "4bit": (False, 4),
+    "memory_checkpointed": (True, None),
     "4bit_checkpointed": (True, 4),
+    "memory_4bit": (True, 4),
 }
 """Of ``training_4b``: whether they checkpoint, and the base's bits."""
+PARTY_NAMES = {
+    name: ("4 bits, " if bits else "") + ("checkpointed, " if checkpoint else "")
+    for name, (checkpoint, bits) in PARTIES.items()
+}
 DOCS = ROOT / "docs" / "memory.md"
 _START, _END = "<!-- measured -->", "<!-- end -->"
 
@@ -280,11 +286,14 @@ def table(folder: Path = measure.RESULTS) -> str:
         "|---|---|--:|--:|--:|",
     ]
     for path in sorted(folder.glob("*.json")):
-        entry = json.loads(path.read_text())["entries"].get("memory_fit", {})
+        entries = json.loads(path.read_text())["entries"]
+        cases = dict(entries.get("memory_fit", {}).get("cases", {}))
+        if "training_4b" in entries:
+            cases |= against_4b(entries["training_4b"])
         lines += [
             f"| {one['backend']} | {name} | {one['measured'] / 1e6:,.0f} | "
             f"{one['predicted'] / 1e6:,.0f} | {100 * one['off']:+.1f} % |"
-            for name, one in entry.get("cases", {}).items()
+            for name, one in cases.items()
         ]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,35 +81,31 @@ def _graphs(operations: int, megabytes: int) -> dict[str, str]:
     }
 
 
+OTHERS = ((1, 32, 700, 400), (2, 48, 3500, 900), (8, 24, 500, 250))
+"""Rows, patches of a side, text and trained tokens of other batches, for what memory they take."""
+
 PARTIES: dict[str, Party] = {
     "ours": _party("ours"),
     "checkpointed": _party("ours", checkpoint=True),
-    "4bit_checkpointed": _party("ours", 1, checkpoint=True, bits=4),
-    "pieces": _party("pieces", 1, 4),
-    "4bit": _party("ours", 1, bits=4),
-    "ours_large_graphs": _party("ours", env=_graphs(200, 4000)),
-    "ours_larger_graphs": _party("ours", 1, env=_graphs(1000, 10_000)),
-    "checkpointed_limit": _party("ours", checkpoint=True, limit_gb=2.0),
-    "checkpointed_small_graphs": _party("ours", checkpoint=True, env=_graphs(100, 200)),
-    "checkpointed_one_chunk": _party("ours", 1, checkpoint=True, chunk_bytes=1 << 40),
-    "4bit_checkpointed_limit": _party("ours", 1, checkpoint=True, bits=4, limit_gb=1.5),
-    "without_kernels": _party("ours", env=_graphs(200, 4000), without=("kernels", "joined")),
-    "without_joined": _party("ours", env=_graphs(200, 4000), without=("joined",)),
-    **{
-        f"checkpointed_{ops}_{megabytes}": _party(
-            "ours", checkpoint=True, env=_graphs(ops, megabytes)
-        )
-        for ops, megabytes in ((50, 100), (50, 50), (100, 100), (100, 150), (25, 100), (1000, 100))
-    },
-    "4bit_checkpointed_100_100": _party("ours", 1, checkpoint=True, bits=4, env=_graphs(100, 100)),
-    "eager": _party("ours", 1, compiled=False),
+    "4bit_checkpointed": _party("ours", 1, 4, checkpoint=True, bits=4),
     "mlx_vlm": _party("stock"),
     "torch_liger_compiled": _party("torch", liger=True, compiled=True),
     "torch_liger_checkpointed": _party("torch", liger=True, checkpoint=True),
     "torch_liger": _party("torch", liger=True),
     "torch": _party("torch"),
     "torch_checkpointed": _party("torch", checkpoint=True),
+    "memory": _party("ours", 2, others=OTHERS),
+    "memory_checkpointed": _party("ours", 2, checkpoint=True, others=OTHERS),
+    "memory_4bit": _party("ours", 2, checkpoint=True, bits=4, others=OTHERS),
+    "4bit": _party("ours", 1, bits=4),
+    "without_kernels": _party("ours", without=("kernels",)),
+    "mlx_graphs": _party("ours", env=_graphs(100, 1000)),
+    "checkpointed_larger_graphs": _party("ours", checkpoint=True, env=_graphs(100, 150)),
+    "checkpointed_limit": _party("ours", checkpoint=True, limit_gb=2.0),
+    "eager": _party("ours", 1, compiled=False),
+    "pieces": _party("pieces", 1, 4),
 }
+"""Graphs of kernels are as large as the product makes them, where nothing else is said."""
 
 
 def main() -> None:
@@ -226,24 +222,22 @@ def _model(shapes: Shapes) -> Any:
 
 def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]:
     from mondrian_ft.model import lora
-    from mondrian_ft.model.backend import mx, nn, number
+    from mondrian_ft.model.backend import mx, nn, number, size_graphs
     from mondrian_ft.model.base import quantizable
     from mondrian_ft.model.qwen3_vl import Qwen3VL, VisionFeatures, assemble
-    from mondrian_ft.training import loss, optim
+    from mondrian_ft.training import optim
     from mondrian_ft.training.step import UpdateStep
 
     options = dict(party.options)
+    size_graphs(small=bool(options.get("checkpoint")))
     model = _model(shapes)
     if bits := options.pop("bits", None):
         nn.quantize(
             model.language_model, 64, bits, class_predicate=lambda _, module: quantizable(module)
         )
         mx.eval(model.parameters())
-    if chunk := options.pop("chunk_bytes", None):
-        loss.CHUNK_BYTES = chunk
-    if not options.pop("tower", False):
-        # With every photograph's features in the cache, as in a second run, nobody asks it.
-        model.vision_tower = nn.Module()
+    # Photographs have gone through the tower before the first update, and it has been given back.
+    model.vision_tower = nn.Module()
     for name in options.pop("without", ()):
         _leave_out(name)
     backbone = Qwen3VL(model)
@@ -251,10 +245,14 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
     mx.clear_cache()
     weights = round(mx.get_active_memory() / 1e9, 2)
     more = options.pop("limit_gb", None)
-    # 128 is what the fused backward pass of attention asks for on CUDA.
-    width = -(-shapes.length // 128) * 128
     dtype = backbone.text.norm.weight.dtype
-    for rows in party.rows:
+    cases = [(f"rows_{rows}", rows, shapes) for rows in party.rows]
+    for rows, side, text, trained in options.pop("others", ()):
+        other = replace(shapes, side=side, text=text, trained=trained)
+        cases.append((f"rows_{rows}_image_{other.image}_text_{text}", rows, other))
+    for name, rows, shapes in cases:
+        # 128 is what the fused backward pass of attention asks for on CUDA.
+        width = -(-shapes.length // 128) * 128
         optimizer = optim.adamw(
             optim.learning_rate(1e-4, warmup=2, total=1000, schedule="cosine"), weight_decay=0.01
         )
@@ -297,20 +295,26 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
         def wait(done: Any) -> float:
             return number(done.loss)
 
-        yield f"rows_{rows}", {**_time(queue, wait, steps), "weights_gb": weights}
+        yield (
+            name,
+            {
+                **_time(queue, wait, steps),
+                "weights_gb": weights,
+                "tokens": shapes.length,
+                "image_tokens": shapes.image,
+                "trained": shapes.trained,
+            },
+        )
         del step, batch, inputs, optimizer, queue
         mx.clear_cache()
 
 
 def _leave_out(name: str) -> None:
     """Take something out of the step that was found to pay, to see by how much."""
-    from mondrian_ft.model import cuda_train, lora_layers
+    from mondrian_ft.model import cuda_train
 
-    if name == "kernels":
-        cuda_train.fits = lambda *_: False
-    else:
-        assert name == "joined", name
-        lora_layers.JOINED = False
+    assert name == "kernels", name
+    cuda_train.fits = lambda *_: False
 
 
 def decode_targets() -> tuple[str, ...]:

@@ -8,7 +8,6 @@ gradient of a frozen weight. Sums are float32, and what is written is rounded to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -273,9 +272,7 @@ def _gated_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
     return tuple(_elementwise(kernel, [*primals, cotangent], 2))
 
 
-def turned(
-    x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int
-) -> mx.array:
+def turned(x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int) -> mx.array:
     """Heads normalised and turned to their rotary positions.
 
     Args:
@@ -341,9 +338,7 @@ def normed(h: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         (h,) = primals if isinstance(primals, tuple | list) else (primals,)
         rows, width = h.shape
-        (back,) = _kernel(
-            "normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps
-        )(
+        (back,) = _kernel("normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps)(
             inputs=[h, weight, *cotangents],
             template=[("WIDTH", width)],
             grid=(rows * -(-width // EACH // 32) * 32, 1, 1),
@@ -380,5 +375,3 @@ def cross_entropy(logits: mx.array, wanted: mx.array) -> tuple[mx.array, mx.arra
         output_dtypes=[mx.float32, mx.int32, mx.bfloat16],
     )
     return losses, hits, slope
-
-

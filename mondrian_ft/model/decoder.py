@@ -71,17 +71,13 @@ def layer_forward(
 
 def _kernels(layer: Any, h: mx.array) -> bool:
     """Whether what lies between the products goes through our own kernels."""
-    attn = layer.self_attn
-    width = h.shape[-1]
+    attn, width = layer.self_attn, h.shape[-1]
+    norms = (layer.input_layernorm, layer.post_attention_layernorm, attn.q_norm, attn.k_norm)
     return (
         attn.head_dim == cuda_train.HEAD_SIZE
         and width <= cuda_train.MOST_WIDE
         and cuda_train.fits(h.dtype, width)
-        and all(
-            norm.weight.dtype == h.dtype
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-            + (attn.q_norm, attn.k_norm)
-        )
+        and all(norm.weight.dtype == h.dtype for norm in norms)
     )
 
 

@@ -80,6 +80,12 @@ class FeatureStore:
             self._keep(key, features)
         return [found[name, pixels.grid] for name, pixels in photographs]
 
+    def prepare(self, photographs: Sequence[tuple[str, Patched]]) -> None:
+        """Compute what is missing, so that the tower need not be asked again."""
+        for name, pixels in photographs:
+            if not self.has(name, pixels.grid):
+                self.get([(name, pixels)])
+
     def has(self, name: str, grid: Grid) -> bool:
         """Whether a photograph's features are here or on disk (where they may be damaged)."""
         if (name, grid) in self._kept:

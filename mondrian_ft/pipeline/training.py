@@ -20,7 +20,7 @@ from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
 from ..model.backend import describe, size_graphs
-from ..model.base import Base, load_base
+from ..model.base import RESTS_FROM, Base, load_base
 from ..model.features import FeatureCache, FeatureStore
 from ..model.targets import parse_layers
 from ..report.card import write_card
@@ -252,6 +252,7 @@ def _train(
         callbacks.Warnings(run.warn, trainer.fault),
         progress,
     ]
+    rest_tower(base, features, [*examples, *validation])
     longest = max(len(example.tokens) for example in examples)
     width = int(base.backbone.text.norm.weight.size)
     largest = min(config.trainer.batch_size, len(examples)) * longest * width
@@ -312,6 +313,14 @@ def _train(
     run.tracker.summary({"val_loss": loss, "adapter_hash": adapter.hash})
     write_card(folder, adapter.manifest, None)
     return adapter, loss
+
+
+def rest_tower(base: Base, features: FeatureStore, examples: Sequence[Example]) -> None:
+    """Photographs through a large tower before the first update, for it to leave memory then."""
+    if features.disk is None or base.tower_bytes < RESTS_FROM:
+        return
+    features.prepare([(one.row.image_sha256, one.pixels) for one in examples])
+    base.rest_tower()
 
 
 def monitor(

@@ -1,7 +1,8 @@
 """How much memory a step may use beside what it has to keep.
 
 MLX queues work ahead of the GPU, and holds what is queued and what it has freed. Neither is needed
-where memory is what is short.
+where memory is what is short. On CUDA small graphs of kernels are the better bound
+(``model.backend.size_graphs``); here is the one for Metal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ hidden states: 2 GB and 4 GB for one and four rows of Qwen3-VL-4B (benchmarks/LO
 
 @contextmanager
 def bounded(elements: int, *, checkpoint: bool) -> Iterator[None]:
-    """Within the block a GPU waits for what is running rather than queue beyond a bound.
+    """Within the block Metal waits for what is running rather than queue beyond a bound.
 
     The bound is soft: a step that needs more gets it. Only with gradient checkpointing, where
     memory is bought with time; both limits are as before after the block.
@@ -28,7 +29,7 @@ def bounded(elements: int, *, checkpoint: bool) -> Iterator[None]:
         elements: of the hidden states of the largest batch, B · L · D.
         checkpoint: whether layers are recomputed.
     """
-    if ON_CPU or not checkpoint:
+    if ON_CPU or not checkpoint or not mx.metal.is_available():
         yield
         return
     room = _FIXED + 2 * _WIDTHS * elements

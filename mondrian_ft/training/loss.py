@@ -19,7 +19,7 @@ from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
 CHUNK_BYTES = 128 << 20
 """Bound on the float32 logits that are in memory at a time."""
 CUDA_CHUNK_BYTES = 512 << 20
-"""The same where our own kernel takes the logits and their gradients as 16 bits: two such arrays."""
+"""The same where our own kernel takes 16 bits: the logits and their gradients."""
 
 
 def device_batch(

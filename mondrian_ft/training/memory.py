@@ -193,6 +193,12 @@ class Costs:
         chunk: bytes of such an array at most.
         tower, tower_scores: of one picture in the tower, arrays as wide as its inner state, and
             attention scores.
+        in_flight: what kernels that are queued and not done hold, as a multiple of what the layers
+            keep for the tokens beyond :data:`QUICK`; of fewer, kernels are done as fast as they are
+            queued.
+        in_flight_most, in_flight_small: bytes that it is at most, without and with checkpointing,
+            which has small graphs.
+        expanded: arrays as large as the largest matrix, where a quantised one is expanded.
         at_once: rows of a batch that are computed side by side, each by itself and unpadded; None
             for all of them as one. They do not all reach their peak at the same time.
         pad_to: lengths are padded to a multiple of this.
@@ -212,6 +218,10 @@ class Costs:
     chunk: int = 128 << 20
     tower: float = 3.0
     tower_scores: float = 0.0
+    in_flight: float = 0.0
+    in_flight_most: int = 0
+    in_flight_small: int = 0
+    expanded: float = 0.0
     at_once: float | None = None
     pad_to: int = 1
     measured: bool = True
@@ -234,10 +244,29 @@ COSTS = {
         tower_scores=1.0,
         at_once=max(1.0, 0.85 * cores()),
     ),
-    "CUDA": Costs(pad_to=128, measured=False),
+    "CUDA": Costs(
+        hidden=4.5,
+        queries=3.4,
+        keys=3.4,
+        inner=3.4,
+        checkpoint_work=2.05,
+        logits=1.0,
+        chunk=512 << 20,
+        in_flight=1.8,
+        in_flight_most=37_000_000_000,
+        in_flight_small=1_000_000_000,
+        expanded=6.0,
+        pad_to=128,
+    ),
     "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
 }
-"""By kind of backend. Recalibrate with ``python -m benchmarks memory_fit``."""
+"""By kind of backend. Recalibrate with ``python -m benchmarks memory_fit`` on a CPU and ``python -m
+benchmarks.training_4b memory memory_checkpointed memory_4bit`` on a GPU. Graphs of 4 GB and of 100
+MB are under way up to ten at a time (``backend.size_graphs``)."""
+QUICK = 800
+"""Tokens of a batch up to which a GPU is done with kernels as fast as they are queued."""
+RESTS_FROM = 100_000_000
+"""Equal to ``model.base.RESTS_FROM``, which needs MLX to be imported."""
 FEATURES_KEPT = 2 << 30
 """Bound of ``model.features.FeatureStore`` on the features in memory."""
 
@@ -247,7 +276,7 @@ class Prediction:
     """Bytes at the peak of an update, by what they are for.
 
     Attributes:
-        weights: the base.
+        weights: the base; without the tower where that is given back before the first update.
         adapter: what is trained, its gradients and the optimizer's arrays.
         features: of the pictures, kept from update to update.
         activations: what the layers keep for the backward pass.
@@ -285,13 +314,18 @@ def predict(shape: Shape, setting: Setting, rows: Sequence[Row], costs: Costs) -
     parameters = adapter_size(shape, setting)
     kept, work = _activations(shape, setting, costs, count, length, trained)
     tower = _tower(shape, setting, costs, max(row.image_tokens for row in rows))
+    # A large tower is in memory only while photographs go through it, before the first update.
+    resting = shape.tower * setting.itemsize
+    if resting < RESTS_FROM:
+        resting = 0
+    tower += resting
     # The optimizer's step: new arrays beside the old ones, when nothing else is there any more.
     step = 4 * parameters * (2 + setting.moments)
     peak = max(kept + work, tower, step)
     mean = sum(row.image_tokens for row in rows) / len(rows)
     features = setting.images * mean * shape.hidden * (1 + shape.deepstack) * setting.itemsize
     return Prediction(
-        weights=weights_size(shape, setting),
+        weights=weights_size(shape, setting) - resting,
         adapter=4 * parameters * (2 + setting.moments),
         features=int(min(features, FEATURES_KEPT)),
         activations=int(kept) if peak == kept + work else 0,
@@ -349,10 +383,15 @@ def _activations(
     logits = costs.logits * min(chunk, share * trained * 4 * shape.vocab)
     # The loss' slope is kept beside the hidden states that it belongs to.
     logits += 2 * trained * shape.hidden * size
+    flight = costs.in_flight * shape.layers * layer * max(0, tokens - QUICK) / tokens
+    if setting.bits is not None:
+        moment += costs.expanded * size * max(a * b for a, b in shape.matrices.values())
     if setting.checkpoint:
         kept = shape.layers * tokens * shape.hidden * size
-        return kept, max(logits, share * costs.checkpoint_work * layer + moment)
-    return shape.layers * layer, max(logits, share * costs.layer_work * layer + moment)
+        work = max(logits, share * costs.checkpoint_work * layer + moment)
+        return kept, work + min(costs.in_flight_small, flight)
+    work = max(logits, share * costs.layer_work * layer + moment)
+    return shape.layers * layer, work + min(costs.in_flight_most, flight)
 
 
 def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> float:

@@ -38,7 +38,7 @@ def wide(*arrays: mx.array) -> list[mx.array]:
     return [one.astype(mx.float32) for one in arrays]
 
 
-@pytest.mark.parametrize("rows, width", [(5, 8), (300, 9728)])
+@pytest.mark.parametrize(("rows", "width"), [(5, 8), (300, 9728)])
 def test_the_gate(rows: int, width: int) -> None:
     gate, up, above = (drawn(rows, width, seed=n, scale=3.0) for n in range(3))
     made, back = mx.vjp(cuda_train.gated, [gate, up], [above])
@@ -48,7 +48,7 @@ def test_the_gate(rows: int, width: int) -> None:
         same(one, other, name)
 
 
-@pytest.mark.parametrize("heads, rows, length", [(1, 1, 3), (32, 2, 130)])
+@pytest.mark.parametrize(("heads", "rows", "length"), [(1, 1, 3), (32, 2, 130)])
 def test_heads_normalised_and_turned(heads: int, rows: int, length: int) -> None:
     tokens = rows * length
     x, above = (drawn(tokens, heads * 128, seed=n) for n in range(2))
@@ -58,7 +58,9 @@ def test_heads_normalised_and_turned(heads: int, rows: int, length: int) -> None
     scale = norm(128, 9)
 
     def plain(x: mx.array) -> mx.array:
-        split = mx.fast.rms_norm(x.reshape(tokens, heads, 128), scale.weight.astype(mx.float32), 1e-6)
+        split = mx.fast.rms_norm(
+            x.reshape(tokens, heads, 128), scale.weight.astype(mx.float32), 1e-6
+        )
         exact: Any = decoder._turned
         turned = exact(split.reshape(rows, length, heads, 128), *wide(*turn))
         return turned.reshape(tokens, -1)
@@ -83,7 +85,7 @@ def test_a_norm_and_the_way_around_it(width: int) -> None:
     same(back[0], slopes[0], "backward")
 
 
-@pytest.mark.parametrize("rows, width", [(3, 8), (40, 151_936)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 8), (40, 151_936)])
 def test_cross_entropy(rows: int, width: int) -> None:
     logits = drawn(rows, width, seed=1, scale=4.0)
     wanted = mx.random.randint(0, width, (rows,), key=mx.random.key(2)).astype(mx.int32)
@@ -94,7 +96,8 @@ def test_cross_entropy(rows: int, width: int) -> None:
     told = nn.losses.cross_entropy(exact, mx.maximum(wanted, 0))
     same(losses, mx.where(wanted >= 0, told, 0), "losses")
     likeliest = (mx.argmax(exact, axis=-1) == wanted).astype(mx.int32)
-    assert mx.array_equal(hits, likeliest) and int(hits[1].item()) == 1
+    assert mx.array_equal(hits, likeliest)
+    assert hits[1].item() == 1
     share = mx.softmax(exact, axis=-1) - (mx.arange(width)[None] == wanted[:, None])
     same(slope, mx.where(wanted[:, None] >= 0, share, 0), "gradient")
 
@@ -105,4 +108,5 @@ def test_a_logit_that_is_no_number_is_not_hidden(bad: float) -> None:
     logits[0, 77] = bad
     losses, _, slope = cuda_train.cross_entropy(logits, mx.array([3, 3], mx.int32))
     assert not mx.isfinite(losses[0]).item()
-    assert mx.isfinite(losses[1]).item() and mx.isfinite(slope[1]).all().item()
+    assert mx.isfinite(losses[1]).item()
+    assert mx.isfinite(slope[1]).all().item()

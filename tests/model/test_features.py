@@ -178,3 +178,39 @@ def test_memory_comes_first(base, encoded, tmp_path) -> None:
     assert len(encoded) == 8
     assert same(small.get(PICTURES), first)
     assert len(encoded) == 8
+
+
+def test_a_tower_that_rests_is_read_again_when_it_is_asked(lab) -> None:
+    """Its memory is free in between, and it says the same afterwards, bit for bit."""
+    base = lab.load()
+    example = lab.examples(1)[0]
+    pixels = (example.pixels.patches[None], example.pixels.grid)
+    (before,) = base.backbone.encode(*pixels)
+    mx.eval(before.features, before.deepstack)
+    assert base.rest_tower() == 0, "too small to be worth it"
+    held = mx.get_active_memory()
+    size = base.rest_tower(least=0)
+    assert size == base.tower_bytes > 0
+    assert held - mx.get_active_memory() >= 0.9 * size
+    (after,) = base.backbone.encode(*pixels)
+    for one, other in zip(
+        (before.features, *before.deepstack), (after.features, *after.deepstack), strict=True
+    ):
+        assert mx.array_equal(one, other)
+    assert mx.get_active_memory() > held - size
+
+
+def test_a_tower_that_is_trained_does_not_rest(lab) -> None:
+    base = lab.load()
+    base.backbone.tower.unfreeze()
+    assert base.rest_tower(least=0) == 0
+
+
+def test_what_is_missing_is_computed_before_it_is_asked_for(lab, monkeypatch) -> None:
+    base = lab.load()
+    store = FeatureStore(base.backbone)
+    pictures = [(one.row.image_sha256, one.pixels) for one in lab.examples(3)]
+    store.prepare(pictures)
+    monkeypatch.setattr(base.backbone, "encode", None)
+    assert len(store.get(pictures)) == 3
+    store.prepare(pictures)

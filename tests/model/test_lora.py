@@ -9,7 +9,7 @@ import pytest
 
 from mondrian_ft.errors import AdapterError
 from mondrian_ft.model import lora
-from mondrian_ft.model.backend import mx
+from mondrian_ft.model.backend import mx, nn
 from mondrian_ft.model.qwen3_vl import Inputs
 
 
@@ -276,3 +276,30 @@ def test_a_pattern_that_matches_nothing_is_refused(lab, base, targets, layers, s
     with pytest.raises(AdapterError, match=sentence):
         lora.attach(base.model, lab.spec(targets=targets, layers=layers), seed=0)
     assert lora.lora_layers(base.model) == {}
+
+
+def test_a_young_adapter_is_not_rounded_away_in_16_bits() -> None:
+    """What an adapter adds, where it is a twentieth of the base's last bit: most of its sum is
+    there, as it is added before anything is rounded. Added afterwards, nearly all of it is lost."""
+    from mondrian_ft.model.lora_layers import LoRALayer, project
+
+    mx.random.seed(0)
+    linear = nn.Linear(256, 512, bias=False)
+    linear.weight = linear.weight.astype(mx.bfloat16)
+    layer = LoRALayer.from_base(linear, r=8, scale=2.0)
+    layer.lora_b = mx.full(layer.lora_b.shape, 2e-5)
+    layer.lora_a = mx.abs(layer.lora_a)
+    x = mx.abs(mx.random.normal((64, 256))).astype(mx.bfloat16)
+    exact = (2.0 * (x.astype(mx.float32) @ layer.lora_a) @ layer.lora_b).sum()
+
+    def added(made: mx.array) -> float:
+        return float(
+            ((made.astype(mx.float32) - linear(x).astype(mx.float32)).sum() / exact).item()
+        )
+
+    (trained,) = project((layer,), x)
+    for made in (layer(x), trained):
+        assert 0.8 < added(made) < 1.2
+    afterwards = 2.0 * (x @ layer.lora_a.astype(x.dtype)) @ layer.lora_b
+    later = linear(x) + afterwards.astype(x.dtype)
+    assert added(later) < 0.5

@@ -123,7 +123,7 @@ def test_what_a_spike_is_judged_by_is_kept(lab, base, tmp_path) -> None:
     trainer = lab.trainer(base, lab.examples(2), tmp_path, callbacks=[seen])
     trainer.state.losses = trainer.state.norms = [9.0] * guard.WINDOW
     trainer.fit()
-    assert len(trainer.state.losses) == len(trainer.state.norms) == guard.WINDOW
+    assert len(trainer.state.losses) == len(trainer.state.norms) == guard.WINDOW + 1
     assert trainer.state.losses[-6:] == [update.loss for update in seen.updates]
     other = lab.trainer(base, lab.examples(2), tmp_path)
     other.checkpointer.restore(other, other.checkpointer.last())
