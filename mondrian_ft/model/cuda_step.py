@@ -12,8 +12,7 @@ with an adapter nine:
   over the columns that are filled and no others.
 
 Sums are float32 and roundings to bfloat16 stand where MLX's are, except that attention keeps
-float32 from the scores to its result, and an adapter's part is added before it is rounded: other
-last bits than MLX's, as with another batch size.
+float32 from the scores to its result: other last bits than MLX's, as with another batch size.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ _PRODUCT = """
     for (int r = 0; r < RANK; ++r) {
       added += ((float)one[r] + (float)one[ROOM + r]) * (float)b[(size_t)r * WIDE + column];
     }
-    v += added;
+    v = rounded(v) + rounded(added);
   }
   if (PAIRED) {
     sums[m][n] = rounded(v);

@@ -97,7 +97,7 @@ class Update:
         grad_norm: global norm of the gradient before clipping.
         learning_rate: of this update.
         tokens: trained tokens; total_tokens: all real tokens.
-        seconds: wall time; of one that was queued while another ran, since that one's end.
+        seconds: wall time; of one with another queued behind it, until that one was begun.
         epoch: from 0.
         peak_memory: bytes, the most MLX has held since the run began.
         applied: whether the weights were changed; not where loss or gradient was not finite or

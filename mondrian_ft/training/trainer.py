@@ -125,7 +125,6 @@ class Trainer:
         self._step: UpdateStep | None = None
         self._rooms: Rooms | None = None
         self._queued: _Queued | None = None
-        self._answered = 0.0
 
     def fit(self) -> TrainResult:
         """Train from the present state to the end.
@@ -197,14 +196,18 @@ class Trainer:
         queued = self._queue(batches)
         told = replace(queued.told, data_seconds=0.0 if busy else waited, rows=names)
         # While the device works on this one, the figures of the one before are read.
-        self._settle()
+        self._settle(queued.started)
         self._queued = replace(queued, told=told, rows=tuple(rows), cursor=cursor)
 
-    def _settle(self) -> None:
-        """Wait for the update that is under way, if one is."""
+    def _settle(self, following: float | None = None) -> None:
+        """Wait for the update that is under way, if one is.
+
+        Args:
+            following: when the one after it was begun; None where that waits for this one.
+        """
         if self._queued is not None:
             queued, self._queued = self._queued, None
-            self._take(self._read(queued), queued.rows, queued.cursor)
+            self._take(self._read(queued, following), queued.rows, queued.cursor)
 
     def _take(self, update: Update, rows: Sequence[int], cursor: Cursor) -> None:
         """Take note of an update."""
@@ -275,17 +278,17 @@ class Trainer:
         # The optimizer's own is the next update's as soon as that is queued.
         return _Queued(told, done, mx.array(self.optimizer.learning_rate), started)
 
-    def _read(self, queued: _Queued) -> Update:
+    def _read(self, queued: _Queued, following: float | None = None) -> Update:
         """The figures of an update, waited for."""
         done = queued.done
         loss = number(done.loss)
-        started, self._answered = max(queued.started, self._answered), time.perf_counter()
         return replace(
             queued.told,
             loss=loss,
             grad_norm=number(done.grad_norm),
             learning_rate=number(queued.learning_rate),
-            seconds=self._answered - started,
+            # Begun to begun: when the device ends with one of two that are queued nobody sees.
+            seconds=(following or time.perf_counter()) - queued.started,
             peak_memory=mx.get_peak_memory(),
             applied=bool(done.applied.item()),
             correct=int(number(done.correct)),

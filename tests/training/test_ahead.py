@@ -67,7 +67,22 @@ def test_weights_and_figures_are_those_of_waiting(lab, base, tmp_path) -> None:
     assert waited[1:3] == ahead[1:3]
     assert ahead[3].steps == [1, 2, 3, 4, 5, 6]
     assert ahead[3].validated == [3, 6]
-    assert all(one.seconds > 0 for one in ahead[3].updates)
+
+
+def test_the_seconds_of_all_updates_are_those_of_the_run(lab, base, tmp_path) -> None:
+    """None of them is counted twice, and none but validation and saving is left out."""
+    import time
+
+    lab.attach(base, live=False)
+    seen = Recorder()
+    options: dict[str, Any] = {"save_every": 100, "eval_every": 100, **ALONE}
+    trainer = lab.trainer(base, lab.examples(5), tmp_path, ahead=True, callbacks=[seen], **options)
+    started = time.perf_counter()
+    trainer.fit()
+    taken = time.perf_counter() - started
+    told = [one.seconds for one in seen.updates]
+    assert 0.5 * taken < sum(told) <= taken
+    assert min(told) > 0.1 * max(told[1:])
 
 
 def test_it_really_is_queued_before_the_last_one_is_read(lab, base, tmp_path, monkeypatch) -> None:
@@ -134,10 +149,10 @@ def test_a_bad_update_ends_the_run_before_anything_is_saved(
     trainer = lab.trainer(base, lab.examples(4), tmp_path, ahead=True, save_every=100, **ALONE)
     read = trainer._read
 
-    def spoilt(queued: Any) -> Any:
+    def spoilt(*queued: Any) -> Any:
         from dataclasses import replace
 
-        update = read(queued)
+        update = read(*queued)
         return replace(update, applied=trainer.state.step != 1, loss=float("nan"))
 
     monkeypatch.setattr(trainer, "_read", spoilt)
