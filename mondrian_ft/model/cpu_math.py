@@ -20,6 +20,8 @@ _LOG2E = 1.4426950408889634
 _MAGIC = 12_582_912.0
 """1.5 · 2²³: added to a number it leaves the nearest integer in the last bits of the sum."""
 _HIDDEN = -1e30
+_STRETCH = 1024
+"""Keys by which a mask grows."""
 
 
 def exp(x: mx.array) -> mx.array:
@@ -150,8 +152,18 @@ def _onto(total: mx.array | None, part: mx.array) -> mx.array:
     return mx.concatenate([total[:, :, :count] + part, total[:, :, count:]], axis=2)
 
 
-@lru_cache(maxsize=1024)
 def _mask(count: int, share: int, keys: int) -> mx.array:
     """(count · share, keys) to add to the scores of the last ``count`` positions of ``keys``."""
-    position = np.repeat(np.arange(keys - count, keys), share)
-    return mx.array(np.where(np.arange(keys)[None] > position[:, None], _HIDDEN, 0).astype("f4"))
+    before = keys - count
+    # Keys before the block are seen by all of it: every mask is a piece of one strip.
+    strip = _strip(share, max(1, -(-before // _STRETCH)))
+    start = strip.shape[1] - BLOCK - before
+    return strip[: count * share, start : start + keys]
+
+
+@lru_cache(maxsize=16)
+def _strip(share: int, stretches: int) -> mx.array:
+    """(BLOCK · share, stretches · _STRETCH + BLOCK): the keys before a block, and its own."""
+    position = np.repeat(np.arange(BLOCK), share)
+    key = np.arange(-stretches * _STRETCH, BLOCK)
+    return mx.array(np.where(key[None] > position[:, None], _HIDDEN, 0).astype("f4"))
