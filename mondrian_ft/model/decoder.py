@@ -47,18 +47,17 @@ def layer_forward(
     """
     batch, length = size
     attn = layer.self_attn
-    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), layer.input_layernorm(h))
-    q = attn.q_norm(q.reshape(batch, length, attn.n_heads, -1))
-    k = attn.k_norm(k.reshape(batch, length, attn.n_kv_heads, -1))
+    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), normed(layer.input_layernorm, h))
+    q = _normed_and_turned(attn.q_norm, q.reshape(batch, length, attn.n_heads, -1), turn)
+    k = _normed_and_turned(attn.k_norm, k.reshape(batch, length, attn.n_kv_heads, -1), turn)
     v = v.reshape(batch, length, attn.n_kv_heads, -1)
-    turned: Any = _turned
-    q, k = turned(q, *turn), turned(k, *turn)
     out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
     if rows is not None:
         out, h = out[rows], h[rows]
     (h,) = project((attn.o_proj,), out, h)
-    gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), layer.post_attention_layernorm(h))
-    return project((layer.mlp.down_proj,), _gated(gate, up), h)[0]
+    mlp = layer.mlp
+    gate, up = project((mlp.gate_proj, mlp.up_proj), normed(layer.post_attention_layernorm, h))
+    return project((mlp.down_proj,), _gated(gate, up), h)[0]
 
 
 def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
@@ -94,6 +93,21 @@ def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
     wrapped.vjp(backward)
     values = [value for _, value in flat]
     return lambda h: wrapped(h, *values)
+
+
+def normed(norm: Any, x: mx.array) -> mx.array:
+    """An ``nn.RMSNorm`` of x."""
+    if ON_CPU and x.dtype == mx.float32:
+        return cpu_math.rms_norm(x, norm.weight, norm.eps)
+    return norm(x)
+
+
+def _normed_and_turned(norm: Any, x: mx.array, turn: Rotary) -> mx.array:
+    """Heads x (B, L, heads, head_dim), normalised, at their rotary positions."""
+    if ON_CPU and x.dtype == mx.float32:
+        return cpu_math.normed_and_turned(x, norm.weight, norm.eps, *turn)
+    turned: Any = _turned
+    return turned(norm(x), *turn)
 
 
 def _swap(x: mx.array) -> mx.array:
