@@ -14,6 +14,7 @@ from typing import Any
 
 from ..model import lanes
 from ..model.backend import ON_CPU, mx
+from ..model.lora_layers import summed
 from ..model.qwen3_vl import Inputs
 from .loss import losses_and_hits
 
@@ -239,13 +240,15 @@ class UpdateStep:
             ]
         at_a_time = lanes.count(len(flat))
         found: list[Any] = []
-        for number, part in enumerate(flat):
-            given = parts
-            if number >= at_a_time:
-                # The next of a lane waits for the one before it, or all rows would be held at once.
-                given = mx.depends(parts, found[number - at_a_time])
-            with lanes.lane(number, at_a_time):
-                found.append(self._gradient_of_part(given, share, part))
+        self._put(parts)
+        with summed(self.model):
+            for number, part in enumerate(flat):
+                given = parts
+                if number >= at_a_time:
+                    # It waits for the one before it in its lane, or all rows would be held at once.
+                    given = mx.depends(parts, found[number - at_a_time])
+                with lanes.lane(number, at_a_time):
+                    found.append(self._gradient_of_part(given, share, part))
         # In the order of the rows, so that no sum depends on the number of lanes.
         value, right, *gradient = found[0]
         for more, hits, *grads in found[1:]:

@@ -23,6 +23,7 @@ from ..errors import DivergedError, Interrupted
 from ..model import lanes
 from ..model.backend import ON_CPU, mx, number
 from ..model.features import FeatureStore
+from ..model.lora_layers import summed
 from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
@@ -408,9 +409,10 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     for batch in batches:
         parts = device_parts(batch, backbone, features)
         at_a_time, sums = lanes.count(len(parts)), []
-        for at, part in enumerate(parts):
-            with lanes.lane(at, at_a_time):
-                sums.append(token_losses(backbone, *part).sum())
+        with summed(backbone.model):
+            for at, part in enumerate(parts):
+                with lanes.lane(at, at_a_time):
+                    sums.append(token_losses(backbone, *part).sum())
         with evaluating(len(parts)):
             mx.eval(sums)
         total += sum(number(one) for one in sums)
