@@ -177,5 +177,5 @@ def test_a_second_run_is_at_its_first_update_soon(tmp_path: Path) -> None:
     argv = [*training_step._ours(), "task=train", "trainer.max_steps=1", "hydra.run.dir=run"]
     training_step.until_first_update(argv, tmp_path)
     assert training_step.until_first_update(argv, tmp_path) < 30
-    with pytest.raises(RuntimeError, match="lora.rnk"):
+    with pytest.raises(RuntimeError, match=r"lora\.rnk"):
         training_step.until_first_update([*argv[:-1], "lora.rnk=4", argv[-1]], tmp_path)

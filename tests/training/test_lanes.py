@@ -4,6 +4,7 @@ than is said."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,22 +22,22 @@ from mondrian_ft.training.trainer import mean_loss
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="a GPU computes a batch as a whole")
 
 
-def updated(lab: Any, base: Any, rows: int, *, updates: int = 2, optimizer: Any = None) -> Any:
-    """The adapter after some updates on the same rows, and the most memory an update took."""
-    optimizer = optimizer or optim.build("adamw", lambda done: mx.array(5e-3), weight_decay=0.01)
+def updated(base: Any, examples: list[Any]) -> int:
+    """Two updates on the same rows; returns the most memory they took, in bytes."""
+    optimizer = optim.build("adamw", lambda done: mx.array(5e-3), weight_decay=0.01)
     optimizer.init(base.model.trainable_parameters())
     step = UpdateStep(base.backbone, optimizer)
-    batch = collate(lab.examples(rows), range(rows), base.pad_token)
+    batch = collate(examples, range(len(examples)), base.pad_token)
     parts = device_parts(batch, base.backbone, FeatureStore(base.backbone))
     mx.eval([part[0].features for part in parts])
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    for _ in range(updates):
-        with evaluating(rows):
+    for _ in range(2):
+        with evaluating(len(parts)):
             done = step([parts], batch.supervised)
             mx.eval(step.arrays(), done.loss, done.applied)
     assert bool(done.applied.item())
-    return lab.weights(base), mx.get_peak_memory() - before
+    return mx.get_peak_memory() - before
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -44,19 +45,32 @@ def test_no_number_depends_on_the_cores(lab, base, monkeypatch, method) -> None:
     """A run goes on to the same bytes on a machine with other cores."""
     lab.attach(base, method=method)
     start = lora.tensors(base.model)
-    found, peaks = [], []
+    found = []
     for cores in (1, 2, 8):
         monkeypatch.setattr(lanes, "_cores", lambda cores=cores: cores)
         assert lanes.count(5) == min(cores, lanes.MOST)
         lora.set_tensors(base.model, start)
-        weights, peak = updated(lab, base, 5)
-        found.append(weights)
-        peaks.append(peak)
+        updated(base, lab.examples(5))
+        found.append(lab.weights(base))
     for other in found[1:]:
         assert all(np.array_equal(one, other[name]) for name, one in found[0].items())
     assert any(not np.array_equal(np.array(start[name]), one) for name, one in found[0].items())
-    # A row waits until one before it in its lane has its gradient.
-    assert peaks[0] < peaks[1] < peaks[2]
+
+
+def test_as_many_rows_are_held_as_there_are_lanes(lab, base, monkeypatch) -> None:
+    """A row waits until the one before it in its lane has its gradient: six take no more than the
+    lanes' number."""
+    lab.attach(base)
+    (one,) = lab.examples(1)
+    answers = [one.tokens[one.prompt_length :]] * 20
+    examples = [replace(one, tokens=np.concatenate([one.tokens, *answers]))] * 6
+    peaks = {}
+    for rows, cores in ((1, 1), (6, 1), (6, 2), (6, 4)):
+        monkeypatch.setattr(lanes, "_cores", lambda cores=cores: cores)
+        peaks[rows, cores] = updated(base, examples[:rows])
+    assert peaks[6, 1] < 1.4 * peaks[1, 1]
+    assert 1.4 * peaks[6, 1] < peaks[6, 2] < 2.4 * peaks[6, 1]
+    assert 1.4 * peaks[6, 2] < peaks[6, 4]
 
 
 def test_rows_are_queued_in_turn() -> None:
