@@ -74,5 +74,5 @@ check: setup ## format, lint, types and the fast tests, under a minute
 	$(PY) -m pyright
 	$(PY) -m pytest -q -x -m 'not full and not slow'
 
-bench: $(BENCH) ## our training step beside mlx-vlm's, same rows, ratio printed
+bench: $(BENCH) ## ours beside mlx-vlm's and other figures: prints ratios, writes benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

@@ -15,6 +15,7 @@ from pathlib import Path
 # Imports what each entry needs when it runs; the training step measures processes of their own.
 from . import (
     decode,
+    epoch_cost,
     large_database,
     main_job,
     measure,
@@ -27,6 +28,8 @@ from . import (
 
 ENTRIES = {
     "training_step": training_step.run,
+    "first_update": training_step.first_update,
+    "epoch_cost": epoch_cost.run,
     "main_job": main_job.run,
     **pieces.ENTRIES,
     "memory_fit": memory_fit.run,

@@ -130,31 +130,31 @@ def make(folder: Path, photographs: int = PHOTOGRAPHS, rows: int = ROWS) -> dict
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         jobs = [(home / "source", number) for number in range(photographs)]
         list(pool.map(_write_photograph, jobs, chunksize=8))
-    _write_rows(home, photographs, rows)
+    write_rows(home, photographs, rows)
     copies = {
-        _name(number): _name(original)
+        name_of(number): name_of(original)
         for number in range(photographs)
-        if (original := _original(number)) != number
+        if (original := original_of(number)) != number
     }
     (folder / MADE).write_text(json.dumps({**wanted, "copies": copies}), encoding="utf-8")
     return copies
 
 
-def _name(number: int) -> str:
+def name_of(number: int) -> str:
     return f"IMG_{number:05d}.jpg"
 
 
-def _original(number: int) -> int:
+def original_of(number: int) -> int:
     return number - COPIES // 2 if number % COPIES == COPIES - 1 else number
 
 
 def _write_photograph(job: tuple[Path, int]) -> None:
     source, number = job
-    path = source / _name(number)
+    path = source / name_of(number)
     if path.is_file():
         return
-    original = _original(number)
-    picture = render(_scene(original))
+    original = original_of(number)
+    picture = render(scene(original))
     rng = np.random.default_rng([7, number])
     wide = picture.width >= picture.height
     if original != number:
@@ -182,11 +182,11 @@ def _write_photograph(job: tuple[Path, int]) -> None:
     temporary.replace(path)
 
 
-def _scene(number: int) -> Scene:
+def scene(number: int) -> Scene:
     return Scene.draw(np.random.default_rng([11, number]))
 
 
-def _write_rows(home: Path, photographs: int, rows: int) -> None:
+def write_rows(home: Path, photographs: int, rows: int) -> None:
     database = home / "mondrian.db"
     database.unlink(missing_ok=True)
     schema = Path(sample.__file__).parent / "schema.sql"
@@ -202,7 +202,7 @@ def _write_rows(home: Path, photographs: int, rows: int) -> None:
         for number in range(rows):
             job = str(UUID(bytes=rng.bytes(16), version=4))
             photograph = number % photographs
-            said = ANSEL.critique(_scene(_original(photograph)), rng)
+            said = ANSEL.critique(scene(original_of(photograph)), rng)
             row = _job(job, photograph, prompt if number % 3 else None)
             # Where real rows have it: mostly in a file, else in the row, raw or as it was shown.
             if number % 20 < 12:
@@ -220,7 +220,7 @@ def _write_rows(home: Path, photographs: int, rows: int) -> None:
 def _job(job: str, photograph: int, prompt: str | None) -> dict[str, Any]:
     return {
         "id": job,
-        "filename": _name(photograph),
+        "filename": name_of(photograph),
         "advisor": "ansel",
         "status": "done",
         "analysis_file": f"/Users/studio/mondrian/analysis/analysis-IMG-{job[:6]}.html",

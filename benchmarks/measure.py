@@ -19,11 +19,13 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that ended well: wall time in seconds, peak resident memory in GB, its output."""
+    """A process that ended well: wall time in seconds, peak resident memory in GB, its output, and
+    the seconds of all cores together."""
 
     seconds: float
     memory: float
     output: str
+    cpu: float = 0.0
 
 
 def process(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Finished:
@@ -47,7 +49,8 @@ def process(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Finish
         raise RuntimeError(f"{' '.join(argv)} ended with {child.returncode}:\n{output[-3000:]}")
     # Linux counts kilobytes, macOS bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
-    return Finished(seconds, usage.ru_maxrss * unit / 1e9, output)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Finished(seconds, usage.ru_maxrss * unit / 1e9, output, cpu)
 
 
 def seconds_of(work: Callable[[], object], *, repeats: int = 5) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, training_step
+from benchmarks import epoch_cost, measure, readme, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,3 +107,75 @@ def test_the_documented_peaks_are_the_recorded_ones() -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         cases = json.loads(path.read_text())["entries"].get("memory_fit", {}).get("cases", {})
         assert all(abs(one["off"]) <= 0.15 for one in cases.values()), path
+
+
+def test_the_readmes_figures_are_the_files() -> None:
+    """Promise: no figure of the README, and no point of the plot, was typed by hand."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.with_figures(text) == text, "run: python -m benchmarks.readme"
+    drawn = readme.plot(readme.entries(readme.CPU))
+    kept = readme.PLOT.read_text(encoding="utf-8") if readme.PLOT.is_file() else None
+    assert drawn == kept, "run: python -m benchmarks.readme"
+
+
+def test_the_readme_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: parties that were not measured are left out, new ones are told by their name, and a
+    README without marks is an error."""
+    some = {
+        "versions": {"mlx": "1", "mlx-vlm": "2"},
+        "shapes": {"side": 64, "text": 1520, "trained": 800},
+        "parties": {
+            "brand_new": {"rows_4": {"seconds": {"median": 0.5}, "peak_gb": 1.0}},
+            "mlx_vlm": {"rows_4": {"seconds": {"median": 2.0}, "peak_gb": 3.0}},
+            "pieces": {"pieces_rows_1": {"softmax": 0.1}, "process_seconds": 3.0},
+        },
+    }
+    found = {readme.GPU: {"training_4b": some}, readme.CPU: {}}
+    monkeypatch.setattr(readme, "entries", found.get)
+    made = readme.with_figures(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n")
+    assert "| brand new | | | | 0.500 (4.0×) | | 1.0 |" in made
+    assert "| mlx-vlm | | | | 2.000 | | 3.0 |" in made
+    assert "old" not in made
+    assert "pieces" not in made
+    assert made.startswith(f"a\n{readme.BEGIN}\n")
+    assert made.endswith(f"{readme.END}\nb\n")
+    with pytest.raises(ValueError, match="end of figures"):
+        readme.with_figures("no marks")
+
+
+def test_a_straight_line_is_told_from_a_bent_one() -> None:
+    """Promise: the cost of an epoch is called linear only where it is."""
+    straight = epoch_cost.fit([(100, 7.0), (300, 17.0), (1000, 52.0), (3000, 152.0)])
+    assert straight == {
+        "seconds_at_0": pytest.approx(2.0),
+        "seconds_a_row": pytest.approx(0.05),
+        "r_squared": pytest.approx(1.0),
+        "largest_difference": pytest.approx(0.0, abs=1e-3),
+    }
+    bent = epoch_cost.fit([(rows, rows**2 / 1000) for rows in (100, 300, 1000, 3000)])
+    assert bent["r_squared"] < 0.97
+    assert bent["largest_difference"] > 1
+
+
+@pytest.mark.full
+def test_an_epochs_cost_is_measured_to_its_end() -> None:
+    """Promise: linking, preparing and training of any number of rows, and what was not measured is
+    said."""
+    entry = epoch_cost.run(1, rows=(10, 21), updates=6)
+    assert [one["rows"] for one in entry["sizes"]] == [10, 21]
+    assert [(one["updates"], one["updates_measured"]) for one in entry["sizes"]] == [
+        (5, 5),
+        (11, 6),
+    ]
+    assert entry["subsampled"]
+    assert readme.plot({"epoch_cost": entry}).count("<circle") == 2  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_a_second_run_is_at_its_first_update_soon(tmp_path: Path) -> None:
+    """Promise: within 3 s on a quiet machine (``first_update``); here ten times that is allowed."""
+    argv = [*training_step._ours(), "task=train", "trainer.max_steps=1", "hydra.run.dir=run"]
+    training_step.until_first_update(argv, tmp_path)
+    assert training_step.until_first_update(argv, tmp_path) < 30
+    with pytest.raises(RuntimeError, match=r"lora\.rnk"):
+        training_step.until_first_update([*argv[:-1], "lora.rnk=4", argv[-1]], tmp_path)

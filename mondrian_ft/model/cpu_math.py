@@ -17,20 +17,31 @@ from .backend import mx
 BLOCK = 128
 """Queries that attend together."""
 _LOG2E = 1.4426950408889634
+_LN2 = 0.6931471805599453
 _MAGIC = 12_582_912.0
 """1.5 · 2²³: added to a number it leaves the nearest integer in the last bits of the sum."""
 _HIDDEN = -1e30
+_STRETCH = 1024
+"""Keys by which a mask grows."""
 
 
 def exp(x: mx.array) -> mx.array:
-    """e to the x, to two units in the last place near 0 and 1e-5 of the value at -87.
+    """e to the x, to three units in the last place near 0 and 1e-5 of the value at -87.
 
     Below -87 it is 1e-38; above 88 it is wrong. What is not finite stays not finite.
     """
-    power = mx.maximum(x * _LOG2E, -126.0)
+    return exp2(x * _LOG2E)
+
+
+def exp2(x: mx.array) -> mx.array:
+    """2 to the x, to 2e-7 of the value; below -126 it is 1e-38, and from 128 on it is wrong."""
+    power = mx.maximum(x, -126.0)
     shifted = power + _MAGIC
     rest = power - (shifted - _MAGIC)
-    value = _horner(rest)
+    first, *others = _coefficients()
+    value = rest * first + others[0]
+    for one in others[1:]:
+        value = value * rest + one
     # The integer's bits, moved to where a float has its exponent.
     exponent = mx.left_shift(shifted.view(mx.int32), mx.array(23, mx.int32))
     return (value.view(mx.int32) + exponent).view(mx.float32)
@@ -38,24 +49,17 @@ def exp(x: mx.array) -> mx.array:
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + e to the -x)."""
-    return 1.0 / (1.0 + exp(mx.minimum(-x, 80.0)))
-
-
-def _horner(x: mx.array) -> mx.array:
-    first, *others = _coefficients()
-    value = x * first + others[0]
-    for one in others[1:]:
-        value = value * x + one
-    return value
+    return 1.0 / (1.0 + exp2(mx.minimum(x * -_LOG2E, 120.0)))
 
 
 @lru_cache(maxsize=1)
 def _coefficients() -> tuple[float, ...]:
     """Of 2 to the x for |x| ≤ ½, highest power first: a fit at Chebyshev's points, weighted so that
-    the relative error is even."""
+    the relative error is even, of a polynomial that is 1 at 0."""
     x = np.cos(np.pi * (np.arange(64) + 0.5) / 64) / 2
-    found = np.polynomial.chebyshev.Chebyshev.fit(x * 1.0, 2.0**x, 6, domain=[-0.5, 0.5])
-    return tuple(float(c) for c in found.convert(kind=np.polynomial.Polynomial).coef[::-1])
+    powers = x[:, None] ** np.arange(1, 6)
+    found = np.linalg.lstsq(powers / 2.0 ** x[:, None], 1 - 2.0**-x, rcond=None)[0]
+    return (*(float(c) for c in found[::-1]), 1.0)
 
 
 @mx.custom_function
@@ -71,6 +75,75 @@ def _swiglu_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
     cotangent, s = cotangents[0], outputs[1]
     silu = gate * s
     return cotangent * up * (s + silu * (1 - s)), cotangent * silu
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """x (..., D), its last axis divided by its root mean square, times ``weight`` (D,)."""
+    found: Any = _normed(x, weight, mx.array(eps, mx.float32))
+    return found[0]
+
+
+@mx.custom_function
+def _normed(x: mx.array, weight: mx.array, eps: mx.array) -> tuple[mx.array, mx.array]:
+    r = _reciprocal_rms(x, eps)
+    return x * r * weight, r
+
+
+@_normed.vjp
+def _normed_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    x, weight, eps = primals
+    above, r = cotangents[0], outputs[1]
+    slope = above * weight
+    axes = tuple(range(x.ndim - 1))
+    return _norm_slope(slope, x * r, r), (above * x * r).sum(axis=axes), mx.zeros_like(eps)
+
+
+def _reciprocal_rms(x: mx.array, eps: mx.array) -> mx.array:
+    return mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) * (1.0 / x.shape[-1]) + eps)
+
+
+def _norm_slope(slope: mx.array, normed: mx.array, r: mx.array) -> mx.array:
+    """The gradient of x, of that of x · r = ``normed``."""
+    inner = (slope * normed).sum(axis=-1, keepdims=True) * (1.0 / normed.shape[-1])
+    return (slope - normed * inner) * r
+
+
+def normed_and_turned(
+    x: mx.array, weight: mx.array, eps: float, cos: mx.array, sin: mx.array
+) -> mx.array:
+    """Heads x (B, L, heads, D), normalised as by :func:`rms_norm`, at their rotary positions.
+
+    Args:
+        cos, sin: (B, L, 1, D), the signs of a rotation in ``sin`` (see ``decoder.rotary``).
+    """
+    # The weight within the rotation, which all heads share.
+    half = weight.shape[-1] // 2
+    swapped = mx.concatenate([weight[half:], weight[:half]])
+    found: Any = _turned(x, cos * weight, sin * swapped, mx.array(eps, mx.float32))
+    return found[0]
+
+
+@mx.custom_function
+def _turned(x: mx.array, cos: mx.array, sin: mx.array, eps: mx.array) -> list[mx.array]:
+    r = _reciprocal_rms(x, eps)
+    normed = x * r
+    return [normed * cos + _swap(normed) * sin, normed, r]
+
+
+@_turned.vjp
+def _turned_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    _, cos, sin, eps = primals
+    above, (_, normed, r) = cotangents[0], outputs
+    slope = above * cos + _swap(above * sin)
+    of_cos = (above * normed).sum(axis=2, keepdims=True)
+    of_sin = (above * _swap(normed)).sum(axis=2, keepdims=True)
+    return _norm_slope(slope, normed, r), of_cos, of_sin, mx.zeros_like(eps)
+
+
+def _swap(x: mx.array) -> mx.array:
+    """The two halves of the last axis exchanged."""
+    half = x.shape[-1] // 2
+    return mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, first: int = 0) -> mx.array:
@@ -89,7 +162,8 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, first: int = 
     groups = k.shape[2]
     # The heads that share a key are rows of one product.
     q = q.reshape(batch, count, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
-    q = (q * scale).reshape(batch, groups, count * (heads // groups), size)
+    # In powers of 2, which are what is computed.
+    q = (q * (scale * _LOG2E)).reshape(batch, groups, count * (heads // groups), size)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     out = _blocks(heads // groups, first)(q, k, v)
     out = out.reshape(batch, groups, count, heads // groups, size).transpose(0, 2, 1, 3, 4)
@@ -110,25 +184,28 @@ def _blocks(share: int, first: int) -> Any:
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
-        outs, kept = [], []
+        outs, kept, shares = [], [], []
         for start, stop, keys in ranges(q.shape[2]):
             scores = q[:, :, start:stop] @ k[:, :, :keys].swapaxes(-1, -2)
             scores = scores + _mask((stop - start) // share, share, keys)
-            weights = exp(scores - scores.max(axis=-1, keepdims=True))
-            weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
-            outs.append(weights @ v[:, :, :keys])
+            weights = exp2(scores - scores.max(axis=-1, keepdims=True))
+            # Divided by their sum where there are fewer numbers.
+            shares.append(1.0 / weights.sum(axis=-1, keepdims=True))
+            outs.append((weights @ v[:, :, :keys]) * shares[-1])
             kept.append(weights)
-        return [mx.concatenate(outs, axis=2), *kept]
+        return [mx.concatenate(outs, axis=2), mx.concatenate(shares, axis=2), *kept]
 
     @attend.vjp
     def back(primals: Any, cotangents: Any, outputs: Any) -> Any:
         q, k, v = primals
-        above, out = cotangents[0], outputs[0]
-        inner = (above * out).sum(axis=-1, keepdims=True)
+        out, shares, *kept = outputs
+        above = cotangents[0]
+        inner = (above * out).sum(axis=-1, keepdims=True) * shares * _LN2
+        above, v = above * shares, v * _LN2
         dq: list[mx.array] = []
         dk: mx.array | None = None
         dv: mx.array | None = None
-        parts = list(zip(ranges(q.shape[2]), outputs[1:], strict=True))
+        parts = list(zip(ranges(q.shape[2]), kept, strict=True))
         for (start, stop, keys), weights in reversed(parts):
             piece = above[:, :, start:stop]
             slope = piece @ v[:, :, :keys].swapaxes(-1, -2)
@@ -150,8 +227,18 @@ def _onto(total: mx.array | None, part: mx.array) -> mx.array:
     return mx.concatenate([total[:, :, :count] + part, total[:, :, count:]], axis=2)
 
 
-@lru_cache(maxsize=1024)
 def _mask(count: int, share: int, keys: int) -> mx.array:
     """(count · share, keys) to add to the scores of the last ``count`` positions of ``keys``."""
-    position = np.repeat(np.arange(keys - count, keys), share)
-    return mx.array(np.where(np.arange(keys)[None] > position[:, None], _HIDDEN, 0).astype("f4"))
+    before = keys - count
+    # Keys before the block are seen by all of it: every mask is a piece of one strip.
+    strip = _strip(share, max(1, -(-before // _STRETCH)))
+    start = strip.shape[1] - BLOCK - before
+    return strip[: count * share, start : start + keys]
+
+
+@lru_cache(maxsize=16)
+def _strip(share: int, stretches: int) -> mx.array:
+    """(BLOCK · share, stretches · _STRETCH + BLOCK): the keys before a block, and its own."""
+    position = np.repeat(np.arange(BLOCK), share)
+    key = np.arange(-stretches * _STRETCH, BLOCK)
+    return mx.array(np.where(key[None] > position[:, None], _HIDDEN, 0).astype("f4"))

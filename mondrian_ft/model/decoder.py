@@ -47,7 +47,8 @@ def layer_forward(
     """
     batch, length = size
     attn, kernels = layer.self_attn, _kernels(layer, h)
-    x, h = cuda_train.normed(h, layer.input_layernorm) if kernels else (layer.input_layernorm(h), h)
+    norm = layer.input_layernorm
+    x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
     q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
     if kernels:
         q = cuda_train.turned(q, attn.q_norm, turn, attn.n_heads)
@@ -56,14 +57,14 @@ def layer_forward(
     k = k.reshape(batch, length, attn.n_kv_heads, -1)
     v = v.reshape(batch, length, attn.n_kv_heads, -1)
     if not kernels:
-        turn_: Any = _turned
-        q, k = turn_(attn.q_norm(q), *turn), turn_(attn.k_norm(k), *turn)
+        q = _normed_and_turned(attn.q_norm, q, turn)
+        k = _normed_and_turned(attn.k_norm, k, turn)
     out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
     if rows is not None:
         out, h = out[rows], h[rows]
     (h,) = project((attn.o_proj,), out, h)
     norm = layer.post_attention_layernorm
-    x, h = cuda_train.normed(h, norm) if kernels else (norm(h), h)
+    x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
     gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
     inner: Any = cuda_train.gated(gate, up) if kernels else _gated(gate, up)
     return project((layer.mlp.down_proj,), inner, h)[0]
@@ -114,6 +115,21 @@ def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
     wrapped.vjp(backward)
     values = [value for _, value in flat]
     return lambda h: wrapped(h, *values)
+
+
+def normed(norm: Any, x: mx.array) -> mx.array:
+    """An ``nn.RMSNorm`` of x."""
+    if ON_CPU and x.dtype == mx.float32:
+        return cpu_math.rms_norm(x, norm.weight, norm.eps)
+    return norm(x)
+
+
+def _normed_and_turned(norm: Any, x: mx.array, turn: Rotary) -> mx.array:
+    """Heads x (B, L, heads, head_dim), normalised, at their rotary positions."""
+    if ON_CPU and x.dtype == mx.float32:
+        return cpu_math.normed_and_turned(x, norm.weight, norm.eps, *turn)
+    turned: Any = _turned
+    return turned(norm(x), *turn)
 
 
 def _swap(x: mx.array) -> mx.array:

@@ -195,7 +195,7 @@ class Qwen3VL:
                 h = h + mx.where((index > 0)[:, None], added, mx.zeros_like(added))
         if last < len(inputs.deepstack):
             h = h[where]
-        return self.text.norm(h)
+        return decoder.normed(self.text.norm, h)
 
     @property
     def dtype(self) -> mx.Dtype:

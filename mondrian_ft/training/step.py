@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..model import lanes
 from ..model.backend import ON_CPU, mx
+from ..model.lora_layers import summed
 from ..model.qwen3_vl import Inputs
 from .loss import losses_and_hits
 
@@ -76,6 +78,7 @@ class UpdateStep:
         gains = not ON_CPU and getattr(backbone, "compiles", True)
         self.compiled = gains if compiled is None else compiled
         self._shapes: list[tuple[str, tuple[int, ...]]] = []
+        self._places: list[tuple[Any, str]] = []
         self._given: tuple[Any, Any] = (None, None)
         self._vector: tuple[Any, Any] = (None, None)
         self._as_one = type(optimizer).__name__ in ELEMENTWISE
@@ -95,7 +98,8 @@ class UpdateStep:
         divided into micro-batches. Nothing is waited for but the micro-batches but one. ``limits``
         are the highest loss and gradient norm that are applied.
         """
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         before = self.model.trainable_parameters()
         state = self.optimizer.state
         share, most = mx.array(1.0 / count, mx.float32), mx.array(limits, mx.float32)
@@ -132,7 +136,7 @@ class UpdateStep:
         if not self._as_one:
             # A restored state lacks the parts of the tree that hold no parameters.
             self.optimizer.init(parameters)
-            self._shapes = [(name, tuple(value.shape)) for name, value in flat]
+            self._know(flat)
             return [value for _, value in flat], self.optimizer.state
         mine = self._given[0]
         if (
@@ -144,7 +148,7 @@ class UpdateStep:
             return self._vector
         # A restored state lacks the parts of the tree that hold no parameters.
         self.optimizer.init(parameters)
-        self._shapes = [(name, tuple(value.shape)) for name, value in flat]
+        self._know(flat)
         values = _joined([value for _, value in flat])
         state = self.optimizer.state
         moments = {"step": state["step"]}
@@ -154,12 +158,18 @@ class UpdateStep:
         moments["vector"] = {key: _joined([one[key] for one in own]) for key in own[0]}
         return values, moments
 
+    def _know(self, flat: Sequence[tuple[str, mx.array]]) -> None:
+        """Names, shapes and places of the parameters."""
+        self._shapes = [(name, tuple(value.shape)) for name, value in flat]
+        found = [name.rpartition(".") for name, _ in flat]
+        self._places = [(_at(self.model, where), name) for where, _, name in found]
+
     def _publish(self, values: Any, moments: Any) -> None:
         """Put views of the vectors into the model and the optimizer."""
         from mlx.utils import tree_unflatten
 
         parts = self._parts(values) if self._as_one else values
-        self.model.update(tree_unflatten(self._named(parts)))
+        self._put(parts)
         if not self._as_one:
             self.optimizer.state = moments
             self._vector = (values, moments)
@@ -170,6 +180,11 @@ class UpdateStep:
         state |= tree_unflatten(self._named(own))  # pyright: ignore
         self.optimizer.state = state
         self._given, self._vector = (parts, state), (values, moments)
+
+    def _put(self, parts: Sequence[Any]) -> None:
+        """Put tensors into the model, in the order of ``_shapes``."""
+        for (module, name), part in zip(self._places, parts, strict=True):
+            module[name] = part
 
     def _parts(self, vector: mx.array) -> list[mx.array]:
         ends, end = [], 0
@@ -212,22 +227,7 @@ class UpdateStep:
         return self._apply(values, moments, most, loss, correct, gradient)
 
     def _gradient_of_one(self, values: Any, share: mx.array, flat: Any) -> Any:
-        from mlx.utils import tree_unflatten
-
         dtype = self.backbone.dtype
-
-        def loss(parts: list[mx.array]) -> tuple[mx.array, mx.array]:
-            self.model.update(tree_unflatten(self._named(parts)))
-            sums, right = [], []
-            for part in flat:
-                inputs, where, wanted = _unflat(part)
-                losses, hits = losses_and_hits(
-                    self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
-                )
-                sums.append(losses.sum())
-                right.append(hits.sum())
-            return sum(sums[1:], sums[0]) * share, sum(right[1:], right[0])
-
         # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's
         # magnitudes stay float32: in 16 bits a step of theirs would change nothing.
         parts = self._parts(values.astype(dtype)) if self._as_one else values
@@ -238,10 +238,39 @@ class UpdateStep:
                 a.astype(dtype) if fits else b
                 for a, b, fits in zip(parts, exact, cast, strict=True)
             ]
+        at_a_time = lanes.count(len(flat))
+        found: list[Any] = []
+        self._put(parts)
+        with summed(self.model):
+            for number, part in enumerate(flat):
+                given = parts
+                if number >= at_a_time:
+                    # It waits for the one before it in its lane, or all rows would be held at once.
+                    given = mx.depends(parts, found[number - at_a_time])
+                with lanes.lane(number, at_a_time):
+                    found.append(self._gradient_of_part(given, share, part))
+        # In the order of the rows, so that no sum depends on the number of lanes.
+        value, right, *gradient = found[0]
+        for more, hits, *grads in found[1:]:
+            value, right = value + more, right + hits
+            gradient = [a + b for a, b in zip(gradient, grads, strict=True)]
+        return value, right, gradient[0] if self._as_one else gradient
+
+    def _gradient_of_part(self, parts: list[mx.array], share: mx.array, part: Any) -> list[Any]:
+        """Loss, hits and the gradient, as a vector or one by one, of what is computed apart."""
+
+        def loss(parts: list[mx.array]) -> tuple[mx.array, mx.array]:
+            self._put(parts)
+            inputs, where, wanted = _unflat(part)
+            losses, hits = losses_and_hits(
+                self.backbone, inputs, where, wanted, checkpoint=self.checkpoint
+            )
+            return losses.sum() * share, hits.sum()
+
         (value, right), grads = mx.value_and_grad(loss)(parts)
         if not self._as_one:
-            return value, right, [grad.astype(mx.float32) for grad in grads]
-        return value, right, _joined(grads).astype(mx.float32)
+            return [value, right, *(grad.astype(mx.float32) for grad in grads)]
+        return [value, right, _joined(grads).astype(mx.float32)]
 
     def _apply(
         self,
@@ -293,7 +322,7 @@ def _joined(arrays: Sequence[mx.array]) -> mx.array:
 
 
 def _at(tree: Any, name: str) -> Any:
-    for part in name.split("."):
+    for part in name.split(".") if name else ():
         tree = tree[int(part)] if isinstance(tree, list) else tree[part]
     return tree
 

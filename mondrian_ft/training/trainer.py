@@ -20,8 +20,10 @@ from typing import Any, Protocol
 from ..data.batches import Batch, BatchStream, Cursor, Example, in_order
 from ..data.rooms import Rooms
 from ..errors import DivergedError, Interrupted
+from ..model import lanes
 from ..model.backend import ON_CPU, mx, number
 from ..model.features import FeatureStore
+from ..model.lora_layers import summed
 from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
@@ -348,8 +350,12 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
     total, count = 0.0, 0
     for batch in batches:
         parts = device_parts(batch, backbone, features)
+        at_a_time, sums = lanes.count(len(parts)), []
+        with summed(backbone.model):
+            for at, part in enumerate(parts):
+                with lanes.lane(at, at_a_time):
+                    sums.append(token_losses(backbone, *part).sum())
         with evaluating(len(parts)):
-            sums = [token_losses(backbone, *part).sum() for part in parts]
             mx.eval(sums)
         total += sum(number(one) for one in sums)
         count += batch.supervised

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mondrian_ft.model import cpu_math
+from mondrian_ft.model import cpu_math, decoder
 from mondrian_ft.model.backend import mx
 
 
@@ -25,6 +25,15 @@ def test_exponentials_are_right_and_stay_finite_or_not() -> None:
     assert not np.isfinite(special[3:]).any()
 
 
+def test_powers_of_two_are_right() -> None:
+    """To three units in the last place, and exactly at whole numbers."""
+    x = np.linspace(-126, 127, 1_000_001).astype(np.float32)
+    exact = 2.0 ** x.astype(np.float64)
+    assert (np.abs(np.array(cpu_math.exp2(mx.array(x))) - exact) / exact).max() < 2.5e-7
+    whole = np.arange(-126, 128).astype(np.float32)
+    assert np.array_equal(np.array(cpu_math.exp2(mx.array(whole))), 2.0**whole)
+
+
 def test_sigmoids_are_right() -> None:
     """To one unit in the last place of 1."""
     x = np.linspace(-100, 100, 200_001).astype(np.float32)
@@ -34,7 +43,9 @@ def test_sigmoids_are_right() -> None:
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(3, 1), (4, 2), (2, 2)])
-@pytest.mark.parametrize(("length", "first"), [(1, 0), (100, 0), (300, 0), (300, 77), (256, 128)])
+@pytest.mark.parametrize(
+    ("length", "first"), [(1, 0), (100, 0), (300, 0), (300, 77), (256, 128), (1300, 900)]
+)
 def test_attention_by_blocks_is_attention(heads, groups, length, first) -> None:
     """Values and gradients of queries, keys and values; also of the last queries alone."""
     q, k, v = (mx.random.normal((2, length, n, 16)) for n in (heads, groups, groups))
@@ -52,3 +63,34 @@ def test_attention_by_blocks_is_attention(heads, groups, length, first) -> None:
     found = mx.vjp(blocks, [q, k, v], [above])
     for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
         assert np.allclose(np.array(one), np.array(other), atol=2e-5)
+
+
+def test_norms_are_mlxs() -> None:
+    """Values and gradients, the weight's among them."""
+    x, above = mx.random.normal((5, 7, 48)), mx.random.normal((5, 7, 48))
+    weight = mx.random.normal((48,))
+    expected = mx.vjp(lambda *a: mx.fast.rms_norm(*a, 1e-5), [x, weight], [above])
+    found = mx.vjp(lambda *a: cpu_math.rms_norm(*a, 1e-5), [x, weight], [above])
+    for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
+        assert np.allclose(np.array(one), np.array(other), atol=2e-5, rtol=1e-5)
+
+
+def test_normed_heads_at_their_positions() -> None:
+    """Values and gradients are those of the norm and then the rotation, the weight's among them."""
+    x, above = mx.random.normal((2, 9, 3, 16)), mx.random.normal((2, 9, 3, 16))
+    weight, angles = mx.random.normal((16,)), mx.random.normal((2, 9, 8))
+    angles = mx.concatenate([angles, angles], axis=-1)
+    turn = decoder.rotary(mx.cos(angles), mx.sin(angles))
+
+    def reference(x: mx.array, weight: mx.array) -> mx.array:
+        y = mx.fast.rms_norm(x, weight, 1e-6)
+        rotated = mx.concatenate([-y[..., 8:], y[..., :8]], axis=-1)
+        return y * mx.cos(angles)[:, :, None] + rotated * mx.sin(angles)[:, :, None]
+
+    def ours(x: mx.array, weight: mx.array) -> mx.array:
+        return cpu_math.normed_and_turned(x, weight, 1e-6, *turn)
+
+    expected = mx.vjp(reference, [x, weight], [above])
+    found = mx.vjp(ours, [x, weight], [above])
+    for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
+        assert np.allclose(np.array(one), np.array(other), atol=2e-5, rtol=1e-5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -184,3 +186,16 @@ def test_adamw_equals_a_float64_reference_for_five_updates() -> None:
             corrected = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.999**t)) + 1e-8)
             w[name] = w[name] * (1 - rate[t - 1] * 0.1) - rate[t - 1] * corrected
             assert np.allclose(np.array(model[name]), w[name], rtol=1e-5, atol=1e-6), (t, name)
+
+
+def test_a_learning_rate_needs_no_tracker() -> None:
+    """mlx-lm's maker of schedules imported wandb before the first update: a tenth of its start."""
+    script = (
+        "import sys\nfrom mondrian_ft.training import optim\n"
+        "optim.learning_rate(1e-3, warmup=2, total=5, schedule='cosine')\n"
+        "print(sorted({'mlx_lm', 'wandb', 'mlx_vlm'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
