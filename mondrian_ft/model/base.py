@@ -13,11 +13,10 @@ from typing import Any
 from ..errors import ModelError
 from .backend import default_dtype, mx, nn
 from .encoder import Encoder
+from .machine import RESTS_FROM
 from .qwen3_vl import Qwen3VL
 
 QUANTIZATION_GROUP = 64
-RESTS_FROM = 100_000_000
-"""Bytes of a vision tower that are worth giving back while it is not needed."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from . import machine
 from .backend import ON_CPU, mx
 
-MOST = 4
-"""Rows at a time at most: each holds what its backward pass needs."""
 _WIDTH = "2000"
 """Of the graph that MLX walks. It queues a hundred operations ahead; with its own width of 20 all
 of one row would be queued before the first of the next."""
@@ -29,7 +28,7 @@ if ON_CPU:
 
 def count(rows: int) -> int:
     """How many of some rows are computed at a time."""
-    return max(1, min(rows, MOST, _cores())) if ON_CPU else 1
+    return max(1, min(rows, machine.AT_ONCE, machine.cores())) if ON_CPU else 1
 
 
 def lane(number: int, lanes: int) -> AbstractContextManager[Any]:
@@ -42,9 +41,3 @@ def lane(number: int, lanes: int) -> AbstractContextManager[Any]:
     while len(streams) < lanes:
         streams.append(mx.new_stream(mx.Device(mx.DeviceType.cpu)))
     return mx.stream(streams[number % lanes])
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

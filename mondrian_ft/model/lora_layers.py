@@ -22,8 +22,7 @@ from .backend import ON_CPU, mx, nn  # isort: skip
 
 from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 
-SUMMED_BYTES = 256 << 20
-"""Memory that the sums of base and adapter may take, see :func:`summed`."""
+from . import machine
 
 
 class LoRALayer(LoRALinear):
@@ -172,7 +171,7 @@ def summed(model: Any) -> Iterator[None]:
         for one in layers
         if isinstance(one.linear, nn.Linear) and one.linear.weight.dtype == mx.float32
     ]
-    if sum(one.linear.weight.nbytes for one in layers) > SUMMED_BYTES:
+    if sum(one.linear.weight.nbytes for one in layers) > machine.SUMMED_BYTES:
         layers = []
     for one in layers:
         a, b = one.lora_a, one.lora_b

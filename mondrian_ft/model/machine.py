@@ -1,4 +1,4 @@
-"""How much memory there is to compute in."""
+"""How much memory and how many cores there are to compute with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ _CGROUPS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """Where Linux says what a container may use, in its two versions."""
+
+AT_ONCE = 4
+"""Rows that a CPU computes side by side at most: each holds what its backward pass needs."""
+SUMMED_BYTES = 256 << 20
+"""Memory that the sums of base and adapter may take on a CPU, see ``lora_layers.summed``."""
+RESTS_FROM = 100_000_000
+"""Bytes of a vision tower that are worth giving back while it is not needed."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found or 1
 
 
 def memory_kind() -> str:

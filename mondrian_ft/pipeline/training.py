@@ -20,8 +20,9 @@ from ..model import adapter as adapters
 from ..model import lora
 from ..model.adapter import Adapter
 from ..model.backend import describe, size_graphs
-from ..model.base import RESTS_FROM, Base, load_base
+from ..model.base import Base, load_base
 from ..model.features import FeatureCache, FeatureStore
+from ..model.machine import RESTS_FROM
 from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir

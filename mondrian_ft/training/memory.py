@@ -8,12 +8,12 @@ What is kept is counted tensor by tensor; how often is a matter of the backend, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError
+from ..model import machine
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder layer."""
@@ -200,7 +200,8 @@ class Costs:
             which has small graphs.
         expanded: arrays as large as the largest matrix, where a quantised one is expanded.
         at_once: rows of a batch that are computed side by side, each by itself and unpadded; None
-            for all of them as one. They do not all reach their peak at the same time.
+            for all of them as one.
+        sums: base and adapter are added up where their sums take at most so many bytes.
         pad_to: lengths are padded to a multiple of this.
         measured: whether these were fitted to measurements.
     """
@@ -223,14 +224,10 @@ class Costs:
     in_flight_small: int = 0
     expanded: float = 0.0
     at_once: float | None = None
+    at_once: int | None = None
+    sums: int = 0
     pad_to: int = 1
     measured: bool = True
-
-
-def cores() -> int:
-    """Cores that this process may use, which is how many rows a CPU computes side by side."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found or 1
 
 
 COSTS = {
@@ -242,7 +239,8 @@ COSTS = {
         layer_work=0.5,
         logits=8.8,
         tower_scores=1.0,
-        at_once=max(1.0, 0.85 * cores()),
+        at_once=min(machine.AT_ONCE, machine.cores()),
+        sums=machine.SUMMED_BYTES,
     ),
     "CUDA": Costs(
         hidden=4.5,
@@ -265,8 +263,6 @@ benchmarks.training_4b memory memory_checkpointed memory_4bit`` on a GPU. Graphs
 MB are under way up to ten at a time (``backend.size_graphs``)."""
 QUICK = 800
 """Tokens of a batch up to which a GPU is done with kernels as fast as they are queued."""
-RESTS_FROM = 100_000_000
-"""Equal to ``model.base.RESTS_FROM``, which needs MLX to be imported."""
 FEATURES_KEPT = 2 << 30
 """Bound of ``model.features.FeatureStore`` on the features in memory."""
 
@@ -316,7 +312,7 @@ def predict(shape: Shape, setting: Setting, rows: Sequence[Row], costs: Costs) -
     tower = _tower(shape, setting, costs, max(row.image_tokens for row in rows))
     # A large tower is in memory only while photographs go through it, before the first update.
     resting = shape.tower * setting.itemsize
-    if resting < RESTS_FROM:
+    if resting < machine.RESTS_FROM:
         resting = 0
     tower += resting
     # The optimizer's step: new arrays beside the old ones, when nothing else is there any more.
@@ -326,7 +322,7 @@ def predict(shape: Shape, setting: Setting, rows: Sequence[Row], costs: Costs) -
     features = setting.images * mean * shape.hidden * (1 + shape.deepstack) * setting.itemsize
     return Prediction(
         weights=weights_size(shape, setting) - resting,
-        adapter=4 * parameters * (2 + setting.moments),
+        adapter=4 * parameters * (2 + setting.moments) + _sums(shape, setting, costs),
         features=int(min(features, FEATURES_KEPT)),
         activations=int(kept) if peak == kept + work else 0,
         work=int(work) if peak == kept + work else int(peak),
@@ -353,6 +349,17 @@ def adapter_size(shape: Shape, setting: Setting) -> int:
     return total
 
 
+def _sums(shape: Shape, setting: Setting, costs: Costs) -> int:
+    """Bytes of base and adapter added up."""
+    if setting.bits is not None or setting.magnitudes or setting.itemsize != 4:
+        return 0
+    numbers = sum(
+        layers * shape.matrices[name][0] * shape.matrices[name][1]
+        for name, layers in _adapted(shape, setting)
+    )
+    return 4 * numbers if 4 * numbers <= costs.sums else 0
+
+
 def _adapted(shape: Shape, setting: Setting) -> Sequence[tuple[str, int]]:
     if setting.adapted is None:
         return [(name, shape.layers) for name in MATRICES]
@@ -375,23 +382,23 @@ def _activations(
     scores = shape.heads * span
     size = setting.itemsize
     layer = tokens * (wide + costs.scores * scores) * size
-    # What is there for a moment is there for the rows under way.
+    # The others of a batch have left only their gradient, or wait.
     share = min(1.0, (costs.at_once or rows) / rows)
-    pieces = 1.0 if costs.at_once is None else min(rows, costs.at_once)
+    pieces = 1 if costs.at_once is None else min(rows, costs.at_once)
     chunk = pieces * max(64 * 4 * shape.vocab, costs.chunk)
     moment = share * tokens * costs.scores_work * scores * size
     logits = costs.logits * min(chunk, share * trained * 4 * shape.vocab)
     # The loss' slope is kept beside the hidden states that it belongs to.
-    logits += 2 * trained * shape.hidden * size
+    logits += 2 * share * trained * shape.hidden * size
     flight = costs.in_flight * shape.layers * layer * max(0, tokens - QUICK) / tokens
     if setting.bits is not None:
         moment += costs.expanded * size * max(a * b for a, b in shape.matrices.values())
     if setting.checkpoint:
-        kept = shape.layers * tokens * shape.hidden * size
+        kept = share * shape.layers * tokens * shape.hidden * size
         work = max(logits, share * costs.checkpoint_work * layer + moment)
         return kept, work + min(costs.in_flight_small, flight)
     work = max(logits, share * costs.layer_work * layer + moment)
-    return shape.layers * layer, work + min(costs.in_flight_most, flight)
+    return share * shape.layers * layer, work + min(costs.in_flight_most, flight)
 
 
 def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mondrian_ft.data.batches import collate, in_order
-from mondrian_ft.model import lanes, lora, lora_layers
+from mondrian_ft.model import lanes, lora, lora_layers, machine
 from mondrian_ft.model.backend import ON_CPU, mx, nn
 from mondrian_ft.model.features import FeatureStore
 from mondrian_ft.training import optim
@@ -47,8 +47,8 @@ def test_no_number_depends_on_the_cores(lab, base, monkeypatch, method) -> None:
     start = lora.tensors(base.model)
     found = []
     for cores in (1, 2, 8):
-        monkeypatch.setattr(lanes, "_cores", lambda cores=cores: cores)
-        assert lanes.count(5) == min(cores, lanes.MOST)
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        assert lanes.count(5) == min(cores, machine.AT_ONCE)
         lora.set_tensors(base.model, start)
         updated(base, lab.examples(5))
         found.append(lab.weights(base))
@@ -66,7 +66,7 @@ def test_as_many_rows_are_held_as_there_are_lanes(lab, base, monkeypatch) -> Non
     examples = [replace(one, tokens=np.concatenate([one.tokens, *answers]))] * 6
     peaks = {}
     for rows, cores in ((1, 1), (6, 1), (6, 2), (6, 4)):
-        monkeypatch.setattr(lanes, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
         peaks[rows, cores] = updated(base, examples[:rows])
     assert peaks[6, 1] < 1.4 * peaks[1, 1]
     assert 1.4 * peaks[6, 1] < peaks[6, 2] < 2.4 * peaks[6, 1]
@@ -124,7 +124,7 @@ def test_what_cannot_be_added_up_is_not(lab, base, monkeypatch, case) -> None:
     """DoRA's norms and dropout's masks are no part of one matrix, and memory is bounded."""
     changes = {"dora": {"method": "dora"}, "dropout": {"dropout": 0.1}}.get(case, {})
     if case == "too large":
-        monkeypatch.setattr(lora_layers, "SUMMED_BYTES", 1000)
+        monkeypatch.setattr(machine, "SUMMED_BYTES", 1000)
     lab.attach(base, **changes)
     base.model.train()
     with lora_layers.summed(base.model):
