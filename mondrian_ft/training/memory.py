@@ -223,7 +223,6 @@ class Costs:
     in_flight_most: int = 0
     in_flight_small: int = 0
     expanded: float = 0.0
-    at_once: float | None = None
     at_once: int | None = None
     sums: int = 0
     pad_to: int = 1
