@@ -16,7 +16,7 @@ from .base import Base
 from .lora import LoraSpec
 
 LAYERS = "language_model.model.layers."
-"""What the names of all decoder matrices begin with."""
+"""What the names of all decoder matrices begin with; those of the tower, with `targets.VISION`."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,11 @@ def _check_fits(base: Base, foreign: Foreign) -> int:
         )
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in base.model.named_modules():
-        if isinstance(module, nn.Linear | nn.QuantizedLinear) and name.startswith(LAYERS):
+        if isinstance(module, nn.Linear | nn.QuantizedLinear) and (
+            name.startswith(LAYERS) or lora.in_tower(name)
+        ):
             shapes[name] = _dimensions(module)
-    depth = 1 + max(lora.layer_number(name) for name in shapes)
+    depth = 1 + max(lora.layer_number(name) for name in shapes if not lora.in_tower(name))
     for name, value in foreign.tensors.items():
         matrix, part = name.rsplit(".", 1)
         if matrix not in shapes:

@@ -80,8 +80,8 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
     lines = {
         "layout": f"{foreign.layout} ({foreign.file})",
         "method": f"{lora.NAMES[spec.method]}, rank {spec.rank}, scale {spec.scale:g}",
-        "matrices": ", ".join(spec.targets),
-        "layers": layers,
+        **({"matrices": ", ".join(spec.targets), "layers": layers} if spec.targets else {}),
+        **({"vision": ", ".join(spec.vision)} if spec.vision else {}),
         "tensors": str(len(foreign.tensors)),
     }
     for name, value in lines.items():

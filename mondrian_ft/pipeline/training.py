@@ -147,6 +147,7 @@ def lora_spec(config: Config) -> lora.LoraSpec:
         targets=tuple(config.lora.target_modules),
         method=str(config.lora.method),
         layers=None if config.lora.layers is None else parse_layers(config.lora.layers),
+        vision=tuple(config.lora.vision),
     )
 
 
@@ -219,6 +220,8 @@ def _train(
         rate,
         weight_decay=config.optimizer.weight_decay,
         plus=config.lora.plus,
+        vision=(config.optimizer.vision_learning_rate or config.optimizer.learning_rate)
+        / config.optimizer.learning_rate,
     )
     optimizer.init(base.model.trainable_parameters())
     answers = monitor(config, base, features, parts, validation)
