@@ -312,9 +312,9 @@ class LoraConfig:
     layers: list[str] | None = None
     """Decoder layers that get one, numbers and ranges such as [0-3,35]; null is all of them."""
     vision: list[str] = field(default_factory=list)
-    """Linear layers of the vision tower and its mergers that get one as well: last names (qkv, proj,
-    linear_fc1, linear_fc2), or regular expressions for whole names such as ``.*merger.*``. Empty
-    leaves the tower frozen, and each photograph goes through it once."""
+    """Linear layers of the vision tower and its mergers that get one as well: last names (qkv,
+    proj, linear_fc1, linear_fc2), or regular expressions for whole names such as ``.*merger.*``.
+    Empty leaves the tower frozen, and each photograph goes through it once."""
     method: LoraMethod = LoraMethod.lora
     """How the scale follows from alpha and rank."""
     plus: float = 1.0
@@ -687,10 +687,9 @@ class Config:
             )
         rate = self.optimizer.vision_learning_rate
         if rate is not None and not (self.lora.vision and self.lora.target_modules):
-            empty = "lora.target_modules" if self.lora.vision else "lora.vision"
-            what = (
-                "optimizer.learning_rate is the tower's" if self.lora.vision else "no tower moves"
-            )
+            empty, what = "lora.vision", "the tower does not move"
+            if self.lora.vision:
+                empty, what = "lora.target_modules", "optimizer.learning_rate is the tower's"
             raise ConfigError(
                 f"optimizer.vision_learning_rate is {rate:g} but {empty} is empty, so {what}; "
                 "leave it out."
