@@ -121,9 +121,9 @@ def test_an_arm_sees_with_its_own_tower(lab, base, bench, tmp_path, merge_bytes)
     answered as alone and as in an evaluation, and none is shown another's view."""
     shapes: list[dict[str, Any]] = [
         {"seed": 3, "vision": ("qkv", "linear_fc1")},
-        {"seed": 3, "targets": (), "vision": (".*merger.*",)},
+        {"seed": 3, "targets": (), "vision": (".*merger.*",), "alpha": 160.0},
         {"seed": 5, "method": "dora", "vision": ("proj",)},
-        {"seed": 6},
+        {"seed": 8},
     ]
     folders = [
         save_adapter(lab, base, tmp_path / f"adapter{number}", **shape)
