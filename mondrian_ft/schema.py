@@ -279,6 +279,9 @@ class ModelConfig:
     """Floating-point type of the weights."""
     quantize_bits: int | None = None
     """4 or 8 quantises the frozen base while loading it; null leaves it as it is."""
+    allow_other_precision: bool = False
+    """Use an adapter on its base though that is quantised otherwise than it was trained on; every
+    use is told as a warning, and its recorded logits are not compared."""
 
     def __post_init__(self) -> None:
         bits = self.quantize_bits

@@ -169,6 +169,8 @@ def load(
     except BaseException:
         lora.detach(base.model)
         raise
+    if told := proof.other_precision(adapter.manifest, base):
+        base.notice(f"{folder}: {told}")
     return adapter
 
 
@@ -364,7 +366,8 @@ def _after(manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None) 
         except AdapterError as error:
             yield Check("recorded logits", "readable", "not readable", str(error))
             return
-        yield from proof.of_logits(differences, recorded)
+        same = not proof.other_precision(manifest, base)
+        yield from proof.of_logits(differences, recorded, compared=same)
 
 
 def _put_in(adapter: Adapter, base: Base) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,9 @@ class Base:
         image_processor: what makes patches of photographs, see ``data.pixels``.
         identity: which base this is.
         folder: where it was loaded from.
+        other_precision: whether adapters that were trained on the same weights quantised otherwise
+            are taken.
+        notice: called with a sentence when one was.
     """
 
     backbone: Qwen3VL
@@ -52,6 +55,8 @@ class Base:
     image_processor: Any
     identity: Identity
     folder: Path
+    other_precision: bool = False
+    notice: Callable[[str], object] = lambda sentence: None
 
     @property
     def model(self) -> nn.Module:
@@ -103,6 +108,8 @@ def load_base(
     dtype: str = "auto",
     quantize_bits: int | None = None,
     lazy: bool = False,
+    other_precision: bool = False,
+    notice: Callable[[str], object] = lambda sentence: None,
 ) -> Base:
     """Load a base model.
 
@@ -113,6 +120,7 @@ def load_base(
         quantize_bits: quantise the language model's matrices to 4 or 8 bits after loading.
         lazy: leave the weights on the disk until something computes with them; texts and pictures
             need none.
+        other_precision, notice: see :class:`Base`.
 
     Raises:
         ModelError: the folder does not exist or is incomplete, the hub cannot be reached, or the
@@ -138,7 +146,15 @@ def load_base(
     identity = Identity(
         name, weights_fingerprint(folder), quantization, str(wanted).removeprefix("mlx.core.")
     )
-    return Base(Qwen3VL(model), processor.tokenizer, processor.image_processor, identity, folder)
+    return Base(
+        Qwen3VL(model),
+        processor.tokenizer,
+        processor.image_processor,
+        identity,
+        folder,
+        other_precision,
+        notice,
+    )
 
 
 def load_encoder(path: str | Path, *, name: str | None = None) -> Encoder:

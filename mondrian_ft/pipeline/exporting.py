@@ -14,7 +14,7 @@ from ..errors import AdapterError, ConfigError, MondrianError
 from ..evaluation.probing import pixels_of, probe_inputs
 from ..files import atomic_write_text, building
 from ..model import adapter as adapters
-from ..model import agreement, fuse, lora
+from ..model import agreement, fuse, lora, proof
 from ..model import export as exports
 from ..model.adapter import Adapter
 from ..model.agreement import Logits
@@ -108,6 +108,7 @@ def _write_and_verify(
         else:
             spec, tensors = (adapter.spec, adapter.tensors) if adapter else (None, None)
             fuse.write_published(folder, base, spec=spec, tensors=tensors)
+    precision = proof.other_precision(adapter.manifest, base) if adapter else ""
     identity, dtype = asdict(base.identity), base.identity.dtype
     stated = card.license_of(base.folder)
     with run.console.status("reading it back"):
@@ -131,7 +132,8 @@ def _write_and_verify(
     distances = _told(facts["distance"])
     for line in distances:
         run.console.print(line, markup=False)
-    _write_card(task, folder, identity, stated, adapter, distances)
+    notes = [f"Of the adapter: {precision}."] if precision else []
+    _write_card(task, folder, identity, stated, adapter, [*distances, *notes])
     return facts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ def load_base_of(
             dtype=config.model.dtype,
             quantize_bits=config.model.quantize_bits,
             lazy=lazy,
+            other_precision=config.model.allow_other_precision,
+            notice=_once(run.warn),
         )
     run.record(base=asdict(base.identity), backend=describe())
     run.console.print(
@@ -67,6 +69,18 @@ def load_base_of(
         notice=run.warn,
     )
     return base, FeatureStore(base.backbone, disk=cache)
+
+
+def _once(tell: Callable[[str], object]) -> Callable[[str], object]:
+    """Tells each sentence the first time; an adapter may be put in many times in a run."""
+    told: set[str] = set()
+
+    def notice(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            tell(sentence)
+
+    return notice
 
 
 def pixel_settings(config: Config) -> PixelSettings:

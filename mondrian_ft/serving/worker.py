@@ -86,7 +86,12 @@ class Worker:
 
         self._at("reading the base model", 0.2)
         base = load_base(
-            setup.model, name=setup.name, dtype=setup.dtype, quantize_bits=setup.quantize_bits
+            setup.model,
+            name=setup.name,
+            dtype=setup.dtype,
+            quantize_bits=setup.quantize_bits,
+            other_precision=setup.other_precision,
+            notice=_say,
         )
         settings = PixelSettings(setup.min_pixels, setup.max_pixels)
         self.facts = {
