@@ -1,7 +1,8 @@
 """Each photograph through the frozen vision tower once, in this run and in later ones.
 
 While an adapter is in the tower nothing is kept and nothing that was kept is used: what the tower
-says then is that adapter's, and it changes with every update.
+says then is that adapter's, and it changes with every update. Nor is anything kept for a backbone
+without a tower of its own (`model.plain`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class FeatureStore:
 
     def get(self, photographs: Sequence[tuple[str, Patched]]) -> list[VisionFeatures]:
         """Features of photographs, each given as a key (its content's hash) and its pixels."""
-        if self.backbone.tower_adapted:
+        if not self.backbone.keeps_features:
             return self._anew(photographs)
         found: dict[tuple[str, Grid], VisionFeatures] = {}
         for name, pixels in photographs:
@@ -91,7 +92,7 @@ class FeatureStore:
     ) -> list[VisionFeatures] | list[Unseen]:
         """What a forward that may learn is given: features, or the pictures themselves where it
         learns in the tower."""
-        if not self.backbone.tower_adapted:
+        if self.backbone.keeps_features:
             return self.get(photographs)
         return [Unseen(mx.array(pixels.patches), pixels.grid) for _, pixels in photographs]
 
@@ -101,7 +102,8 @@ class FeatureStore:
         for name, pixels in photographs:
             if (name, pixels.grid) not in found:
                 (features,) = self.backbone.encode(pixels.patches[None], pixels.grid)
-                mx.eval(features.features, features.deepstack)
+                if isinstance(features, VisionFeatures):
+                    mx.eval(features.features, features.deepstack)
                 found[name, pixels.grid] = features
         return [found[name, pixels.grid] for name, pixels in photographs]
 

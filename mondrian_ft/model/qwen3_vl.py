@@ -37,10 +37,18 @@ class VisionFeatures:
     features: mx.array
     deepstack: tuple[mx.array, ...]
 
+    def blank(self) -> VisionFeatures:
+        """The same of nothing at all."""
+        return VisionFeatures(self.features * 0, tuple(level * 0 for level in self.deepstack))
+
+    def backwards(self) -> VisionFeatures:
+        """The same with its pieces in the opposite order."""
+        return VisionFeatures(self.features[::-1], tuple(level[::-1] for level in self.deepstack))
+
 
 @dataclass(frozen=True)
 class Unseen:
-    """A picture that has yet to go through the tower, as part of a forward that learns there.
+    """A picture that has yet to go through the tower, as part of a forward.
 
     Attributes:
         patches: shape (P, C), as the processor makes them.
@@ -49,6 +57,14 @@ class Unseen:
 
     patches: mx.array
     grid: Grid
+
+    def blank(self) -> Unseen:
+        """A picture of one colour."""
+        return Unseen(self.patches * 0, self.grid)
+
+    def backwards(self) -> Unseen:
+        """The same with its patches in the opposite order."""
+        return Unseen(self.patches[::-1], self.grid)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,11 @@ class Qwen3VL:
     def tower_adapted(self) -> bool:
         """Whether there is an adapter in the tower: then its features are nobody else's."""
         return lora.reaches_tower(self.model)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether what the tower says of a picture holds beyond this moment."""
+        return not self.tower_adapted
 
     @property
     def compiles(self) -> bool:
@@ -257,6 +278,11 @@ class Qwen3VL:
     def dtype(self) -> mx.Dtype:
         """Type of the activations."""
         return self.text.norm.weight.dtype
+
+    @property
+    def width(self) -> int:
+        """Numbers of a hidden state."""
+        return int(self.text.norm.weight.size)
 
     @property
     def vocabulary(self) -> int:

@@ -62,6 +62,13 @@ def load_base_of(
     run.console.print(
         f"Base:     {base.identity.name}, {base.identity.dtype}, {describe()}", markup=False
     )
+    if base.plain:
+        run.console.print(
+            f"          a {base.backbone.model_type} model, by mlx-vlm's own forward: slower than "
+            "qwen3_vl, and nothing of its pictures is kept",
+            markup=False,
+        )
+        return base, FeatureStore(base.backbone)
     cache = FeatureCache(
         VISION_FEATURES.absolute(),
         base.backbone,
@@ -270,8 +277,7 @@ def _train(
         progress,
     ]
     longest = max(len(example.tokens) for example in examples)
-    width = int(base.backbone.text.norm.weight.size)
-    largest = min(config.trainer.batch_size, len(examples)) * longest * width
+    largest = min(config.trainer.batch_size, len(examples)) * longest * base.backbone.width
     try:
         with progress, bounds.bounded(largest, checkpoint=config.trainer.grad_checkpoint):
             result = trainer.fit()

@@ -16,7 +16,7 @@ from ..errors import TrainingError
 from ..model.backend import mx, number
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..model.qwen3_vl import VisionFeatures, assemble
+from ..model.qwen3_vl import Unseen, VisionFeatures, assemble
 from .loss import token_losses
 from .optim import peak_reached
 
@@ -134,7 +134,7 @@ def _picture_matters(
 ) -> dict[str, float]:
     example = examples[0]
     own = features.get([(example.row.image_sha256, example.pixels)])[0]
-    blank = VisionFeatures(own.features * 0, tuple(level * 0 for level in own.deepstack))
+    blank = own.blank()
     other = next(
         (
             one
@@ -147,12 +147,10 @@ def _picture_matters(
     if other is not None:
         (shuffled,) = features.get([(other.row.image_sha256, other.pixels)])
     else:
-        backwards = mx.arange(own.features.shape[0])[::-1]
-        levels = tuple(level[backwards] for level in own.deepstack)
-        shuffled = VisionFeatures(own.features[backwards], levels)
+        shuffled = own.backwards()
     batch = collate([example], [0], base.pad_token)
 
-    def loss(picture: VisionFeatures) -> float:
+    def loss(picture: VisionFeatures | Unseen) -> float:
         inputs, _ = assemble(
             batch.tokens,
             [len(example.tokens)],
@@ -177,7 +175,7 @@ def _picture_matters(
             f"the picture of row {example.row.job_id} makes no difference to the loss ({seen:.4f} "
             "with and without it): the model is not being shown the photographs"
         )
-    if seen == swapped and own.features.shape[0] > 1:
+    if seen == swapped and example.pixels.tokens > 1:
         whose = "its own pieces in another order"
         if other is not None:
             whose = f"the picture of row {other.row.job_id}"
