@@ -15,12 +15,12 @@ import numpy as np
 
 from ..data.pixels import Grid
 from ..errors import ModelError
+from ..model import stock
 from ..model.backend import ON_CPU, mx
 from ..model.base import Base
 from ..model.decode import Decoding, Prefilled, Steps, prefill
 from ..model.plain import PlainInputs
 from ..model.qwen3_vl import Unseen, VisionFeatures, assemble
-from . import stock
 from .constrain import Constraint
 from .outputs import Output
 
@@ -164,9 +164,22 @@ def _stock(
     if isinstance(request.features, Unseen):
         pixels, more = base.backbone.arguments(request.features)  # pyright: ignore
     row = PlainInputs(mx.array([list(request.tokens)], mx.int32), pixels, more)
+    matching = constraint.start(1) if constraint is not None else None
+
+    def allowed(latest: int | None) -> np.ndarray:
+        assert matching is not None
+        if latest is not None and not matching.ended:
+            matching.consume(0, latest)
+        return matching.allowed([0])[0]
+
     started = time.perf_counter()
     given = stock.answer(
-        base, row, constraint, max_tokens=max_tokens, temperature=temperature, seed=seed
+        base,
+        row,
+        None if matching is None else allowed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
     )
     finished = bool(given.tokens) and given.tokens[-1] in base.end_tokens
     return Output(

@@ -190,9 +190,9 @@ def _backbone(model: Any, processor: Any, folder: Path, name: str) -> tuple[Any,
             f"{Qwen3VL.model_type} (such as Qwen/Qwen3-VL-4B-Instruct) or qwen2_5_vl"
         )
     assert image_token is not None
-    if hasattr(pictures, "merge_size"):
-        merge = int(pictures.merge_size)
-        return Plain(model, image_token=image_token, merge=merge), pictures
+    merge = getattr(pictures, "merge_size", None)
+    if merge is not None:
+        return Plain(model, image_token=image_token, merge=int(merge)), pictures
     fixed = FixedPictures(processor, image_token, name)
     return Plain(model, image_token=image_token, merge=1, arguments=fixed.arguments), fixed
 

@@ -117,7 +117,8 @@ class Plain:
         if isinstance(inputs, PlainInputs):
             return [inputs]
         pictures, made = iter(inputs.unseen), []
-        shown = [] if inputs.image_index is None else (inputs.image_index > 0).any(1).tolist()
+        index = inputs.image_index
+        shown = [] if index is None else list(np.array(index > 0).any(1))
         for row in range(inputs.tokens.shape[0]):
             pixels, more = None, {}
             if shown and shown[row]:

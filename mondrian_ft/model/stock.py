@@ -6,13 +6,20 @@ One row at a time: mlx-vlm's caches are the architecture's own affair, and not a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ..errors import ModelError
-from ..model.backend import mx, number
-from ..model.base import Base
-from ..model.plain import PlainInputs
-from .constrain import Constraint, Matching
+from .backend import mx, number
+from .base import Base
+from .plain import PlainInputs
+
+Allowed = Callable[[int | None], np.ndarray]
+"""Given the latest token (None before the first), which may come next: (⌈V/32⌉,) int32, bit v % 32
+of word v // 32 set where token v may."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Answered:
 def answer(
     base: Base,
     row: PlainInputs,
-    constraint: Constraint | None,
+    allowed: Allowed | None = None,
     *,
     max_tokens: int,
     temperature: float = 0.0,
@@ -39,17 +46,17 @@ def answer(
 
     Args:
         row: the prompt, unpadded.
-        constraint: what the answer must keep to; None leaves it free.
+        allowed: what may come next; None leaves it free.
         temperature: 0 takes the most likely token.
         seed: of the draws, 32 bits.
 
     Raises:
-        ModelError: the model gives logits that are not finite, or a constraint cannot be kept.
+        ModelError: the model gives logits that are not finite.
     """
     from mlx_vlm.generate import generate_step
 
     started, first, tokens = time.perf_counter(), 0.0, []
-    guard = _Guard(base, constraint)
+    guard = _Guard(base, allowed)
     key = mx.random.key(seed)
 
     def draw(logprobs: mx.array) -> mx.array:
@@ -59,6 +66,7 @@ def answer(
         key, own = mx.random.split(key)
         return mx.random.categorical(logprobs / temperature, key=own)
 
+    more: dict[str, Any] = dict(row.more)
     steps = generate_step(
         row.tokens,
         base.model,
@@ -67,7 +75,7 @@ def answer(
         max_tokens=max_tokens,
         sampler=draw,
         logits_processors=[guard],
-        **row.more,
+        **more,
     )
     for token, _ in steps:
         first = first or time.perf_counter() - started
@@ -81,9 +89,9 @@ def answer(
 class _Guard:
     """Looks at logits before a token is taken from them."""
 
-    def __init__(self, base: Base, constraint: Constraint | None) -> None:
+    def __init__(self, base: Base, allowed: Allowed | None) -> None:
         self.base = base
-        self.matching: Matching | None = constraint.start(1) if constraint is not None else None
+        self.allowed = allowed
         self.begun = False
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -92,16 +100,10 @@ class _Guard:
                 f"{self.base.identity.name} gives logits that are not finite; the weights or the "
                 "adapter are damaged, or the dtype is too narrow"
             )
-        if self.matching is None:
+        if self.allowed is None:
             return logits
-        if self.begun and not self.matching.ended:
-            self.matching.consume(0, int(number(tokens[-1])))
+        words = self.allowed(int(number(tokens[-1])) if self.begun else None)
         self.begun = True
-        return mx.where(self._allowed(logits.shape[-1]), logits, mx.array(-mx.inf, logits.dtype))
-
-    def _allowed(self, size: int) -> mx.array:
-        assert self.matching is not None
-        (words,) = self.matching.allowed([0])
-        bits = mx.array(words.view("uint32"))
-        each = (bits[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1
-        return each.reshape(-1)[:size].astype(mx.bool_)
+        each = (mx.array(words.view(np.uint32))[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+        fine = each.reshape(-1)[: logits.shape[-1]].astype(mx.bool_)
+        return mx.where(fine, logits, mx.array(-mx.inf, logits.dtype))
