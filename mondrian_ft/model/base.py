@@ -137,12 +137,13 @@ def load_base(
     folder = _resolve(path)
     name = name or str(path)
     _check_folder(folder, name)
+    from huggingface_hub.errors import StrictDataclassError
     from mlx_vlm.utils import load_model, load_processor
 
     try:
         model = load_model(folder, lazy=lazy)
         processor = load_processor(folder, add_detokenizer=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         raise ModelError(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
     wanted = default_dtype() if dtype == "auto" else getattr(mx, dtype)
     model.set_dtype(wanted)

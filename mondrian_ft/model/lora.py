@@ -20,6 +20,8 @@ from .targets import in_tower as in_tower
 from .targets import layer_number as layer_number
 
 METHODS = ("lora", "rslora", "dora")
+TRAINED_TOWER = "qwen3_vl"
+"""The architecture whose vision tower can have an adapter."""
 NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 """How people write them."""
 
@@ -100,6 +102,12 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
     elsewhere = [name for name in linear if not name.startswith(targets.PREFIX)]
     chosen = targets.matching(ours, spec.targets, spec.layers, elsewhere)
     if spec.vision:
+        kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+        if kind != TRAINED_TOWER:
+            raise AdapterError(
+                f"lora.vision={list(spec.vision)} trains the vision tower of {TRAINED_TOWER} "
+                f"alone, and this is a {kind or 'model of another build'}; leave it empty"
+            )
         tower = [name for name in elsewhere if targets.in_tower(name)]
         chosen += targets.matching_vision(tower, spec.vision)
     if not chosen:

@@ -8,7 +8,7 @@ stays what the processor made of it (:class:`Unseen`) until the forward takes it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,12 +157,31 @@ class Plain:
         """The gradient, as it is."""
         return slope
 
+    def forget(self) -> None:
+        """Take out the positions that a language model keeps of the latest picture.
+
+        mlx-vlm's Qwen2-VL and its kin go on with them in the next call, whatever that is of: a text
+        after a picture would get other logits than the text alone.
+        """
+        for name in ("_position_ids", "_rope_deltas"):
+            if hasattr(self.model.language_model, name):
+                setattr(self.model.language_model, name, None)
+
     def _logits(self, row: PlainInputs, checkpoint: bool) -> mx.array:
+        """Logits (L, V) of a row, on the way that mlx-vlm's generation takes.
+
+        Not through the model's own call: some architectures (LLaVA) take the mask that it asks for
+        in the place of the causal one, and every token would see the answer that it has to learn.
+        """
+        self.forget()
         mask = mx.ones(row.tokens.shape, mx.int32)
-        if not checkpoint:
-            return self.model(row.tokens, row.pixels, mask, **row.more).logits[0]
-        with _recomputing(self.model.language_model.model.layers):
-            return self.model(row.tokens, row.pixels, mask, **row.more).logits[0]
+        more: dict[str, Any] = dict(row.more)
+        made = self.model.get_input_embeddings(row.tokens, row.pixels, mask=mask, **more)
+        given = {name: value for name, value in made.to_dict().items() if value is not None}
+        given = more | given
+        layers = self.model.language_model.model.layers
+        with _recomputing(layers) if checkpoint else nullcontext():
+            return self.model.language_model(row.tokens, **given).logits[0]
 
 
 class _Recomputed:

@@ -55,6 +55,7 @@ def answer(
     """
     from mlx_vlm.generate import generate_step
 
+    base.backbone.forget()  # pyright: ignore
     started, first, tokens = time.perf_counter(), 0.0, []
     guard = _Guard(base, allowed)
     key = mx.random.key(seed)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AdapterError, ConfigError, MondrianError
+from ..errors import AdapterError, ConfigError, ModelError, MondrianError
 from ..evaluation.probing import pixels_of, probe_inputs
 from ..files import atomic_write_text, building
 from ..model import adapter as adapters
@@ -82,6 +82,11 @@ def _write_and_verify(
 ) -> dict[str, Any]:
     """Fill the folder; the facts for run.json, with a sentence under ``failed`` or None."""
     base, _ = load_base_of(config, run)
+    if base.plain and task.format != "mlx":
+        raise ModelError(
+            f"task.format={task.format} knows the names and layouts of Qwen3-VL alone, and "
+            f"{base.identity.name} is a {base.backbone.model_type}; use task.format=mlx"
+        )
     untouched = agreement.probe_logits(base)
     adapter, tuned = None, untouched
     if source is not None:

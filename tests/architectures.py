@@ -24,8 +24,9 @@ IMAGE, VIDEO, START = 6, 7, 3
 
 
 def qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
-    """A tower with windows, patches of 14 × 14 pixels, no DeepStack, keys and values with biases."""
-    from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, VisionConfig
+    """A tower with windows, patches of 14 × 14 pixels, no DeepStack; biases in the attention."""
+    from mlx_vlm.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.qwen2_5_vl.qwen2_5_vl import Model
 
     config = {
         **TEXT,
@@ -45,14 +46,15 @@ def qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
         },
     }
     made: Any = ModelConfig.from_dict(dict(config))
-    made.text_config = type_of(Model).TextConfig.from_dict(config)
+    made.text_config = TextConfig.from_dict(config)
     made.vision_config = VisionConfig.from_dict(config["vision_config"])
     return write(folder, Model(made), config, seed, {"patch_size": 14})
 
 
 def qwen2_vl(folder: Path, seed: int = 0) -> Path:
     """The family before it."""
-    from mlx_vlm.models.qwen2_vl import Model, ModelConfig, VisionConfig
+    from mlx_vlm.models.qwen2_vl.config import ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.qwen2_vl.qwen2_vl import Model
 
     config = {
         **TEXT,
@@ -71,14 +73,15 @@ def qwen2_vl(folder: Path, seed: int = 0) -> Path:
         },
     }
     made: Any = ModelConfig.from_dict(dict(config))
-    made.text_config = type_of(Model).TextConfig.from_dict(config)
+    made.text_config = TextConfig.from_dict(config)
     made.vision_config = VisionConfig.from_dict(config["vision_config"])
     return write(folder, Model(made), config, seed, {"patch_size": 14})
 
 
 def llava(folder: Path, seed: int = 0) -> Path:
     """Every picture in one square of 4 tokens, another tower, projector and decoder."""
-    from mlx_vlm.models.llava import Model, ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.llava.config import ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm.models.llava.llava import Model
 
     config = {
         "model_type": "llava",
@@ -120,13 +123,6 @@ def llava(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def type_of(model: Any) -> Any:
-    """The module that an mlx-vlm class comes from, which holds its configs."""
-    import importlib
-
-    return importlib.import_module(model.__module__.rsplit(".", 1)[0])
-
-
 def write(
     folder: Path, model: Any, config: dict[str, Any], seed: int, processor: dict[str, Any]
 ) -> Path:
@@ -144,9 +140,10 @@ def write(
         settings = {}
     file.write_text(json.dumps(settings | processor))
     mx.random.seed(seed)
+    flat: Any = tree_flatten(model.parameters())
     fresh = {
         name: mx.random.normal(value.shape) * 0.1 + (1.0 if name.endswith("norm.weight") else 0.0)
-        for name, value in tree_flatten(model.parameters())  # pyright: ignore
+        for name, value in flat
     }
     mx.save_safetensors(str(folder / "model.safetensors"), fresh, {"format": "mlx"})
     return folder
