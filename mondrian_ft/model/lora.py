@@ -231,6 +231,8 @@ def _dora_layer() -> Any:
     """
     from mlx_vlm.trainer.peft.dora_layers import DoRALinear
 
+    from .lora_layers import dropped
+
     class DoRALayer(DoRALinear):
         @staticmethod
         def from_base(linear: Any, r: int, dropout: float, scale: float) -> Any:
@@ -274,7 +276,7 @@ def _dora_layer() -> Any:
                 adapted = self._dequantized_weight() + (self.scale * self.lora_b.T) @ self.lora_a.T
                 norm = mx.linalg.norm(adapted.astype(mx.float32), axis=1)
                 factor = self.m / mx.stop_gradient(norm)
-            z = self.dropout(x) @ self.lora_a.astype(x.dtype)
+            z = dropped(self.dropout, x) @ self.lora_a.astype(x.dtype)
             b = (self.scale * self.lora_b).astype(x.dtype)
             base = self.linear(x) - self.linear.bias if "bias" in self.linear else self.linear(x)
             out = factor.astype(x.dtype) * (base + z @ b)

@@ -45,7 +45,7 @@ def test_the_main_job_trains_and_judges_it(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.full
 def test_the_tower_is_trained_as_it_is_typed(tmp_path: Path) -> None:
-    """The sample with adapters in the tower: its own learning rate, evaluated, verified, merged; and
+    """The sample with adapters in the tower and their own rate: evaluated, verified, merged; and
     no feature of the tuned tower in the cache."""
     typed = ("lora=vision", "optimizer.vision_learning_rate=1e-3", "tracking=none")
     done = succeed(
