@@ -366,8 +366,8 @@ def _after(manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None) 
         except AdapterError as error:
             yield Check("recorded logits", "readable", "not readable", str(error))
             return
-        same = not proof.other_precision(manifest, base)
-        yield from proof.of_logits(differences, recorded, compared=same)
+        other = base.other_precision and bool(proof.other_precision(manifest, base))
+        yield from proof.of_logits(differences, recorded, compared=not other)
 
 
 def _put_in(adapter: Adapter, base: Base) -> None:
