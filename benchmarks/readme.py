@@ -151,8 +151,8 @@ def _training_4b(training: Entries) -> list[str]:
         f"{shapes['trained']:,} of them trained; mlx {versions['mlx']}, "
         f"mlx-vlm {versions['mlx-vlm']}",
         _table(("an update", *("1 row, s", "queued", "GB"), *("4 rows, s", "queued", "GB")), rows),
-        "In brackets: times as fast as mlx-vlm. Queued: the loss is read when the next step is queued, "
-        "as the trainer does.",
+        "In brackets: times as fast as mlx-vlm. Queued: the loss is read when the next step is "
+        "queued, as the trainer does.",
     ]
 
 

@@ -279,6 +279,9 @@ class ModelConfig:
     """Floating-point type of the weights."""
     quantize_bits: int | None = None
     """4 or 8 quantises the frozen base while loading it; null leaves it as it is."""
+    allow_other_precision: bool = False
+    """Use an adapter on its base though that is quantised otherwise than it was trained on; every
+    use is told as a warning, and its recorded logits are not compared."""
 
     def __post_init__(self) -> None:
         bits = self.quantize_bits
@@ -311,6 +314,10 @@ class LoraConfig:
     for whole names such as ``.*layers\\.[0-3]\\.self_attn\\..*``."""
     layers: list[str] | None = None
     """Decoder layers that get one, numbers and ranges such as [0-3,35]; null is all of them."""
+    vision: list[str] = field(default_factory=list)
+    """Linear layers of the vision tower and its mergers that get one as well: last names (qkv,
+    proj, linear_fc1, linear_fc2), or regular expressions for whole names such as ``.*merger.*``.
+    Empty leaves the tower frozen, and each photograph goes through it once."""
     method: LoraMethod = LoraMethod.lora
     """How the scale follows from alpha and rank."""
     plus: float = 1.0
@@ -324,16 +331,29 @@ class LoraConfig:
         _check(0.0 <= self.dropout < 1.0, "lora.dropout", self.dropout, "at least 0 and below 1")
         targets = self.target_modules
         _check(
-            len(targets) > 0 and len(set(targets)) == len(targets) and all(targets),
+            (len(targets) > 0 or len(self.vision) > 0)
+            and len(set(targets)) == len(targets)
+            and all(targets),
             "lora.target_modules",
             targets,
-            "a list of different layer names, one at least",
+            "a list of different layer names, one at least where lora.vision is empty",
+        )
+        _check(
+            len(set(self.vision)) == len(self.vision) and all(self.vision),
+            "lora.vision",
+            self.vision,
+            "a list of different layer names, which may be empty",
         )
         if self.layers is not None:
             rule = "null, or a list of numbers and rising ranges such as [0-3,35]"
             entries = [re.fullmatch(r"(\d+)(?:-(\d+))?", one) for one in self.layers]
             rising = all(e and int(e[1]) <= int(e[2] or e[1]) for e in entries)
             _check(bool(entries) and rising, "lora.layers", self.layers, rule)
+            if not targets:
+                raise ConfigError(
+                    f"lora.layers is {self.layers} but lora.target_modules is empty, so there is "
+                    "nothing for it to choose among; leave it out."
+                )
 
 
 @dataclass
@@ -345,6 +365,8 @@ class OptimizerConfig:
     decays no weights, or ``muon`` (Jordan et al. 2024), which moves matrices only."""
     learning_rate: float = 2e-4
     """Peak rate, above 0, reached at the end of the warm-up."""
+    vision_learning_rate: float | None = None
+    """The same for what ``lora.vision`` names, above 0; null is ``learning_rate``."""
     weight_decay: float = 0.01
     """Weight decay, 0 or more: decoupled with ``adamw``, added to the gradient with ``muon``."""
     warmup_steps: int = 100
@@ -358,6 +380,9 @@ class OptimizerConfig:
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             _check(value > 0 and math.isfinite(value), f"optimizer.{name}", value, "above 0")
+        value = self.vision_learning_rate
+        fine = value is None or (value > 0 and math.isfinite(value))
+        _check(fine, "optimizer.vision_learning_rate", value, "above 0, or null")
         decay = self.weight_decay
         _check(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
         if decay and self.name == OptimizerName.adam:
@@ -662,6 +687,15 @@ class Config:
             raise ConfigError(
                 "optimizer.name is muon, which moves matrices, but lora.method is dora, which also "
                 "trains a vector of magnitudes; use optimizer.name=adamw."
+            )
+        rate = self.optimizer.vision_learning_rate
+        if rate is not None and not (self.lora.vision and self.lora.target_modules):
+            empty, what = "lora.vision", "the tower does not move"
+            if self.lora.vision:
+                empty, what = "lora.target_modules", "optimizer.learning_rate is the tower's"
+            raise ConfigError(
+                f"optimizer.vision_learning_rate is {rate:g} but {empty} is empty, so {what}; "
+                "leave it out."
             )
         if self.eval.judge_url is not None and self.eval.seeds > 1:
             raise ConfigError(

@@ -201,6 +201,7 @@ class Lab:
         seed: int = 0,
         optimizer: str = "adamw",
         plus: float = 1.0,
+        vision: float = 1.0,
         **options: Any,
     ) -> Any:
         """A trainer over 6 updates, with a warm-up of 2 and cosine decay."""
@@ -212,7 +213,7 @@ class Lab:
 
         schedule = optim.learning_rate(rate, warmup=2, total=6, schedule="cosine")
         decay = 0.0 if optimizer == "adam" else 0.01
-        moving = optim.build(optimizer, schedule, weight_decay=decay, plus=plus)
+        moving = optim.build(optimizer, schedule, weight_decay=decay, plus=plus, vision=vision)
         moving.init(base.model.trainable_parameters())
         options = {
             "validation": (),

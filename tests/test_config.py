@@ -432,3 +432,28 @@ def test_as_dict_is_plain_json() -> None:
     assert type(plain["lora"]["method"]) is str
     assert isinstance(Config().lora.method, LoraMethod)
     assert plain["eval"]["arms"] == ["base", "tuned"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["optimizer.vision_learning_rate=1e-4"], "lora.vision is empty, so the tower does not"),
+        (
+            ["lora=vision", "lora.target_modules=[]", "optimizer.vision_learning_rate=1e-4"],
+            "lora.target_modules is empty, so optimizer.learning_rate is the tower's",
+        ),
+        (["lora.target_modules=[]"], "one at least where lora.vision is empty"),
+        (["lora=vision", "lora.vision=[qkv,qkv]"], "lora.vision is"),
+        (
+            ["lora=vision", "lora.target_modules=[]", "lora.layers=[0]"],
+            "lora.target_modules is empty, so there is nothing for it to choose among",
+        ),
+    ],
+)
+def test_what_the_tower_learns_has_to_fit_together(overrides: list[str], sentence: str) -> None:
+    """A rate for nothing, or layers of nothing, is no setting that is silently without effect."""
+    with pytest.raises(ConfigError, match=sentence):
+        composed(*overrides)
+    config = composed("lora=vision", "optimizer.vision_learning_rate=1e-4")
+    assert config.lora.vision == ["qkv", "proj", "linear_fc1", "linear_fc2"]
+    assert composed("lora=vision", "lora.target_modules=[]").lora.target_modules == []

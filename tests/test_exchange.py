@@ -130,6 +130,28 @@ def test_the_exported_model_answers_like_base_and_adapter(
     assert max(d.largest for d in agreement.distances(expected, found).values()) < 1e-4
 
 
+def test_another_precision_is_refused_unless_asked_for(
+    lab, base, typed, adapter, tmp_path, capsys
+) -> None:
+    """A float base's adapter over its quantised base: told in the log, run.json and the card."""
+    argv = ("task=export", "task.format=fused", "task.adapter=adapter", "model.quantize_bits=4")
+    assert typed(*argv, "task.output_dir=out") == 1
+    assert "model.allow_other_precision=true" in refused(capsys)
+    argv = (*argv, "model.allow_other_precision=true", "task.max_error=100")
+    assert typed(*argv, "task.output_dir=out") == 0
+    told = "trained on a base quantised to none and is used on one quantised to 4 bits"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert any(told in sentence for sentence in record()["warnings"])
+    assert told in (tmp_path / "out" / "README.md").read_text()
+    make(lab, base, tmp_path / "other", seed=4)
+    typed(
+        *("task=average", "task.adapters=[adapter,other]", "model.quantize_bits=8"),
+        *("model.allow_other_precision=true", "task.output_dir=mean"),
+    )
+    manifest = json.loads((tmp_path / "mean" / adapters.MANIFEST).read_text())
+    assert "quantised to 8 bits" in manifest["averaged"]["other_precision"]
+
+
 def test_the_base_alone(typed, base, adapter, tmp_path, capsys) -> None:
     """hf_base takes no adapter, and every other format needs one."""
     assert typed("task=export", "task.format=hf_base", "task.output_dir=out") == 0

@@ -403,7 +403,7 @@ def test_a_full_resolution_photograph_costs_no_more(lab, base, tmp_path) -> None
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("qkv", "qkv.* are in the vision tower, which is not trained"),
+        ("qkv", "qkv.* are in the vision tower: name them in lora.vision"),
         ("q_prj", "did you mean q_proj"),
         (r".*visual\.blocks\..*\.q_proj", "it has down_proj, gate_proj, k_proj"),
     ],

@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -238,9 +238,9 @@ def to_photograph(pixels: Pixels | LatePixels, processor: ImageProcessor) -> Ima
     What a person sees of it is what enters the vision tower, and nothing else: it is put together
     from the patches, never read from the file.
     """
-    import numpy as np
-    from PIL import Image
-
+    if isinstance(whole := getattr(processor, "whole", None), Callable):
+        # Of one size for all photographs, and no patches of it.
+        return _as_photograph(whole(pixels.patches).transpose(1, 2, 0), processor)
     _, high, wide = pixels.grid
     merge, side = pixels.merge, processor.patch_size
     # The processor's order: blocks of merge x merge patches, row by row; in each patch the
@@ -248,6 +248,14 @@ def to_photograph(pixels: Pixels | LatePixels, processor: ImageProcessor) -> Ima
     shape = (high // merge, wide // merge, merge, merge, -1, processor.temporal_patch_size)
     values = pixels.patches.reshape(*shape, side, side)[:, :, :, :, :, 0]
     values = values.transpose(0, 2, 5, 1, 3, 6, 4).reshape(high * side, wide * side, -1)
+    return _as_photograph(values, processor)
+
+
+def _as_photograph(values: np.ndarray, processor: ImageProcessor) -> Image:
+    """An RGB picture of what a processor made of one, (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
     if processor.do_normalize:
         values = values * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
     if processor.do_rescale:

@@ -156,7 +156,7 @@ class Constraint:
         import llguidance.hf
 
         self.fingerprint = hashlib.sha256(json.dumps([schema, _COMPACT]).encode()).hexdigest()
-        size = int(base.backbone.text.embed_tokens.weight.shape[0])
+        size = base.backbone.vocabulary
         try:
             # The model's vocabulary, which may be larger than the tokenizer's: what no text stands
             # for is never allowed.

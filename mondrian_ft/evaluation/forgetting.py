@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -72,10 +72,14 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question, and the base's answer as tokens."""
+    """A question as it is put to the base and to the tuned model, and the base's answer as tokens.
+
+    The two differ where they see the photograph differently.
+    """
 
     prompt: str
     request: Request
+    tuned: Request
     answer: list[int]
 
 
@@ -98,17 +102,20 @@ def measure(
         return None
     base.model.eval()  # a dropout left on would count as forgotten
     try:
-        questions = _questions(base, features, examples)
+        seen = _questions(base, features, examples)
         with lora.without_adapter(base.model):
+            questions = _questions(base, features, examples)
             said = generate(
                 base,
                 [request for _, request in questions],
                 max_tokens=LONGEST,
                 batch_size=batch_size,
             )
+            # An adapter in the tower sees the photographs in another way than the base does.
+            views = [request for _, request in seen]
             asked = [
-                _Asked(prompt, request, answer)
-                for (prompt, request), output in zip(questions, said, strict=True)
+                _Asked(prompt, request, view, answer)
+                for (prompt, request), view, output in zip(questions, views, said, strict=True)
                 if (answer := _tokens(base, output))
             ]
             before = _losses(base, asked, batch_size)
@@ -119,7 +126,8 @@ def measure(
         return None
     kept = [asked[at] for at in known]
     count = sum(len(one.answer) for one in kept)
-    tuned = math.fsum(_losses(base, kept, batch_size)) / count
+    looked = [replace(one, request=one.tuned) for one in kept]
+    tuned = math.fsum(_losses(base, looked, batch_size)) / count
     if not math.isfinite(tuned):
         return None
     return Forgetting(

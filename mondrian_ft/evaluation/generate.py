@@ -15,10 +15,12 @@ import numpy as np
 
 from ..data.pixels import Grid
 from ..errors import ModelError
-from ..model.backend import ON_CPU
+from ..model import stock
+from ..model.backend import ON_CPU, mx
 from ..model.base import Base
 from ..model.decode import Decoding, Prefilled, Steps, prefill
-from ..model.qwen3_vl import VisionFeatures, assemble
+from ..model.plain import PlainInputs
+from ..model.qwen3_vl import Unseen, VisionFeatures, assemble
 from .constrain import Constraint
 from .outputs import Output
 
@@ -29,12 +31,13 @@ class Request:
 
     Attributes:
         tokens: prompt token ids, image tokens among them.
-        features: the picture through the vision tower; None without a picture.
+        features: the picture through the vision tower, or as it is where the forward takes it so;
+            None without a picture.
         grid: the picture's patches; None without a picture.
     """
 
     tokens: Sequence[int]
-    features: VisionFeatures | None
+    features: VisionFeatures | Unseen | None
     grid: Grid | None
 
 
@@ -99,8 +102,18 @@ def generate_each(
     """
     found: list[list[Output]] = [[] for _ in constraints]
     base.model.eval()  # a dropout left on would make the answers random
-    steps = Steps(base.backbone, temperature=temperature)
     seeds = np.random.default_rng(seed).integers(0, 1 << 32, len(requests), np.uint32)
+    if base.plain:
+        for at, request in enumerate(requests):
+            for number, constraint in enumerate(constraints):
+                own = int(seeds[at])
+                found[number].append(
+                    _stock(base, request, constraint, max_tokens, temperature, own)
+                )
+                answered(at, number, found[number][-1])
+            progress(at + 1)
+        return found
+    steps = Steps(base.backbone, temperature=temperature)
     for first in range(0, len(requests), batch_size):
         chosen = requests[first : first + batch_size]
         started = time.perf_counter()
@@ -136,6 +149,48 @@ def generate_each(
                 answered(len(outputs) - 1, number, outputs[-1])
         progress(min(first + batch_size, len(requests)))
     return found
+
+
+def _stock(
+    base: Base,
+    request: Request,
+    constraint: Constraint | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Output:
+    """One answer through mlx-vlm's own generation."""
+    pixels, more = None, {}
+    if isinstance(request.features, Unseen):
+        pixels, more = base.backbone.arguments(request.features)  # pyright: ignore
+    row = PlainInputs(mx.array([list(request.tokens)], mx.int32), pixels, more)
+    matching = constraint.start(1) if constraint is not None else None
+
+    def allowed(latest: int | None) -> np.ndarray:
+        assert matching is not None
+        if latest is not None and not matching.ended:
+            matching.consume(0, latest)
+        return matching.allowed([0])[0]
+
+    started = time.perf_counter()
+    given = stock.answer(
+        base,
+        row,
+        None if matching is None else allowed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    finished = bool(given.tokens) and given.tokens[-1] in base.end_tokens
+    return Output(
+        text=base.text(given.tokens[:-1] if finished else given.tokens),
+        prompt_tokens=len(request.tokens),
+        tokens=len(given.tokens),
+        seconds=time.perf_counter() - started,
+        finished=finished,
+        prefill_seconds=given.first,
+        first_token_seconds=given.first,
+    )
 
 
 def read_prompts(base: Base, requests: Sequence[Request]) -> Prefilled:

@@ -24,6 +24,7 @@ from ..files import atomic_write_bytes, atomic_write_json
 from ..identity import identity_hash
 from . import layouts, lora, proof
 from . import probe as probes
+from .agreement import drawn_picture
 from .backend import mx
 from .base import Base
 from .lora import LoraSpec
@@ -110,6 +111,7 @@ def save(
             "dropout": spec.dropout,
             "targets": list(spec.targets),
             "layers": None if spec.layers is None else list(spec.layers),
+            "vision": list(spec.vision),
             "tensors": len(tensors),
             "parameters": int(sum(value.size for value in tensors.values())),
         },
@@ -167,6 +169,8 @@ def load(
     except BaseException:
         lora.detach(base.model)
         raise
+    if told := proof.other_precision(adapter.manifest, base):
+        base.notice(f"{folder}: {told}")
     return adapter
 
 
@@ -313,6 +317,8 @@ def _open(folder: Path) -> _Opened:
             targets=tuple(about["targets"]),
             method=str(about["method"]),
             layers=None if about.get("layers") is None else tuple(map(int, about["layers"])),
+            # Adapters of earlier versions do not speak of the tower, which they leave frozen.
+            vision=tuple(about.get("vision", ())),
         )
         stated = str(manifest["hash"])
         peft = LoraSpec(
@@ -360,7 +366,8 @@ def _after(manifest: Mapping[str, Any], base: Base, inputs: ProbeInputs | None) 
         except AdapterError as error:
             yield Check("recorded logits", "readable", "not readable", str(error))
             return
-        yield from proof.of_logits(differences, recorded)
+        other = base.other_precision and bool(proof.other_precision(manifest, base))
+        yield from proof.of_logits(differences, recorded, compared=not other)
 
 
 def _put_in(adapter: Adapter, base: Base) -> None:
@@ -371,7 +378,11 @@ def _put_in(adapter: Adapter, base: Base) -> None:
 
 def _plain_inputs(base: Base) -> list[ProbeInput]:
     tokens = base.tokenizer.encode(_PLAIN_TEXT, add_special_tokens=False)
-    return [ProbeInput("text", np.array(tokens, np.int32))]
+    inputs = [ProbeInput("text", np.array(tokens, np.int32))]
+    if base.backbone.tower_adapted:
+        # A text does not tell what an adapter in the tower does.
+        inputs.append(ProbeInput("picture", *drawn_picture(base)))
+    return inputs
 
 
 def _without(folder: Path, error: AdapterError) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .backend import mx
 from .base import Base
-from .qwen3_vl import assemble
+from .qwen3_vl import Grid, assemble
 
 TEXT = "The horizon is level, the light is low, and the near rocks lead to a far ridge."
 _WIDTH, _HEIGHT = 128, 96
@@ -87,6 +87,12 @@ def _text_logits(base: Base) -> np.ndarray:
 
 
 def _image_logits(base: Base) -> np.ndarray:
+    tokens, patches, grid = drawn_picture(base)
+    return _logits(base, tokens[None], patches, grid)
+
+
+def drawn_picture(base: Base) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """A drawn picture and a text about it: tokens (L,) int32, patches (P, C) float32, grid."""
     y, x = np.mgrid[0:_HEIGHT, 0:_WIDTH]
     picture = np.stack([(x * 3) % 256, (y * 5 + x) % 256, (x // 16 + y // 16) % 2 * 200])
     pixels = base.image_processor(
@@ -96,8 +102,8 @@ def _image_logits(base: Base) -> np.ndarray:
     )
     t, h, w = (int(n) for n in pixels["image_grid_thw"][0])
     count = t * h * w // base.backbone.merge**2
-    tokens = np.array([base.prompt_tokens(TEXT, count)], np.int32)
-    return _logits(base, tokens, np.asarray(pixels["pixel_values"], np.float32), (t, h, w))
+    tokens = np.array(base.prompt_tokens(TEXT, count), np.int32)
+    return tokens, np.asarray(pixels["pixel_values"], np.float32), (t, h, w)
 
 
 def _logits(

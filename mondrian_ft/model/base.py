@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from ..errors import ModelError
 from .backend import default_dtype, mx, nn
 from .encoder import Encoder
 from .machine import RESTS_FROM
+from .pictures import FixedPictures
+from .plain import Plain, unfit
 from .qwen3_vl import Qwen3VL
 
 QUANTIZATION_GROUP = 64
@@ -46,6 +48,9 @@ class Base:
         image_processor: what makes patches of photographs, see ``data.pixels``.
         identity: which base this is.
         folder: where it was loaded from.
+        other_precision: whether adapters that were trained on the same weights quantised otherwise
+            are taken.
+        notice: called with a sentence when one was.
     """
 
     backbone: Qwen3VL
@@ -53,6 +58,14 @@ class Base:
     image_processor: Any
     identity: Identity
     folder: Path
+    other_precision: bool = False
+    notice: Callable[[str], object] = lambda sentence: None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is computed by mlx-vlm's own forward (`model.plain`); then it is trained and
+        evaluated, but not served, merged or counted for memory."""
+        return isinstance(self.backbone, Plain)
 
     @property
     def model(self) -> nn.Module:
@@ -137,6 +150,8 @@ def load_base(
     dtype: str = "auto",
     quantize_bits: int | None = None,
     lazy: bool = False,
+    other_precision: bool = False,
+    notice: Callable[[str], object] = lambda sentence: None,
 ) -> Base:
     """Load a base model.
 
@@ -147,6 +162,7 @@ def load_base(
         quantize_bits: quantise the language model's matrices to 4 or 8 bits after loading.
         lazy: leave the weights on the disk until something computes with them; texts and pictures
             need none.
+        other_precision, notice: see :class:`Base`.
 
     Raises:
         ModelError: the folder does not exist or is incomplete, the hub cannot be reached, or the
@@ -155,12 +171,13 @@ def load_base(
     folder = _resolve(path)
     name = name or str(path)
     _check_folder(folder, name)
+    from huggingface_hub.errors import StrictDataclassError
     from mlx_vlm.utils import load_model, load_processor
 
     try:
         model = load_model(folder, lazy=lazy)
         processor = load_processor(folder, add_detokenizer=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         raise ModelError(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
     wanted = default_dtype() if dtype == "auto" else getattr(mx, dtype)
     model.set_dtype(wanted)
@@ -172,7 +189,53 @@ def load_base(
     identity = Identity(
         name, weights_fingerprint(folder), quantization, str(wanted).removeprefix("mlx.core.")
     )
-    return Base(Qwen3VL(model), processor.tokenizer, processor.image_processor, identity, folder)
+    backbone, pictures = _backbone(model, processor, folder, name)
+    return Base(
+        backbone,
+        processor.tokenizer,
+        pictures,
+        identity,
+        folder,
+        other_precision,
+        notice,
+    )
+
+
+def _backbone(model: Any, processor: Any, folder: Path, name: str) -> tuple[Any, Any]:
+    """The forward for a model, and what makes its patches.
+
+    A :class:`Plain` has of a :class:`Qwen3VL` what training and evaluation use.
+
+    Raises:
+        ModelError: it is an architecture that cannot be trained here.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    kind = config.get("model_type")
+    if kind == Qwen3VL.model_type:
+        return Qwen3VL(model), processor.image_processor
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)]
+    reason = unfit(model, linear)
+    image_token = image_token_of(config)
+    pictures = getattr(processor, "image_processor", None)
+    if not reason and (image_token is None or pictures is None):
+        reason = "takes no pictures"
+    if reason:
+        raise ModelError(
+            f"{name} is a {kind} model, which {reason}, so it cannot be trained here; use "
+            f"{Qwen3VL.model_type} (such as Qwen/Qwen3-VL-4B-Instruct) or qwen2_5_vl"
+        )
+    assert image_token is not None
+    merge = getattr(pictures, "merge_size", None)
+    if merge is not None:
+        return Plain(model, image_token=image_token, merge=int(merge)), pictures
+    fixed = FixedPictures(processor, image_token, name)
+    return Plain(model, image_token=image_token, merge=1, arguments=fixed.arguments), fixed
+
+
+def image_token_of(config: Mapping[str, Any]) -> int | None:
+    """The id of image tokens in a ``config.json``; architectures have two names for it."""
+    found = config.get("image_token_id", config.get("image_token_index"))
+    return None if found is None else int(found)
 
 
 def load_encoder(path: str | Path, *, name: str | None = None) -> Encoder:
@@ -192,7 +255,9 @@ def load_encoder(path: str | Path, *, name: str | None = None) -> Encoder:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        image_token = int(json.loads((folder / "config.json").read_text())["image_token_id"])
+        image_token = image_token_of(json.loads((folder / "config.json").read_text()))
+        if image_token is None:
+            raise KeyError("image_token_id")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{name} has no tokenizer in {folder}: {_first_line(error)}") from error
     return Encoder(tokenizer, image_token, folder, name)
@@ -281,10 +346,9 @@ def _check_folder(folder: Path, name: str) -> None:
         kind = json.loads(config.read_text()).get("model_type")
     except (ValueError, AttributeError):
         raise ModelError(f"{config} is no JSON object; download {name} again") from None
-    if kind != Qwen3VL.model_type:
+    if not isinstance(kind, str):
         raise ModelError(
-            f"{name} is a {kind} model; this version trains {Qwen3VL.model_type} models, such as "
-            "Qwen/Qwen3-VL-4B-Instruct"
+            f"{config} names no model_type, so nobody can tell what it is; download {name} again"
         )
 
 

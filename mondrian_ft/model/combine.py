@@ -17,6 +17,10 @@ from ..errors import AdapterError
 from . import lora
 from .adapter import Adapter
 from .lora import LoraSpec
+from .targets import in_tower, vision_patterns
+
+VISION_KEY = "vision"
+"""What stands for the whole tower where layers have numbers."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,23 @@ class Difference:
 
 
 def differences(first: Adapter, second: Adapter) -> list[Difference]:
-    """Every matrix that either adapts, in layer order."""
+    """Every matrix that either adapts, in layer order, the vision tower's last."""
     names = {name.rsplit(".", 1)[0] for name in (*first.tensors, *second.tensors)}
-    ordered = sorted(names, key=lambda name: (lora.layer_number(name), name))
+    decoder = sorted(
+        (name for name in names if not in_tower(name)),
+        key=lambda name: (lora.layer_number(name), name),
+    )
+    ordered = [*decoder, *sorted(name for name in names if in_tower(name))]
     return [_difference(name, first, second) for name in ordered]
 
 
 def by_layer(found: Sequence[Difference]) -> list[dict[str, Any]]:
-    """The same over all matrices of each layer, and over all layers (``layer`` None) last."""
-    layers: dict[int | None, list[Difference]] = {}
+    """The same over all matrices of each layer, of the tower (``layer`` "vision"), and over all
+    of them (``layer`` None) last."""
+    layers: dict[int | str | None, list[Difference]] = {}
     for item in found:
-        layers.setdefault(lora.layer_number(item.name), []).append(item)
+        key = VISION_KEY if in_tower(item.name) else lora.layer_number(item.name)
+        layers.setdefault(key, []).append(item)
     layers[None] = list(found)
     return [{"layer": layer, **_total(items)} for layer, items in layers.items()]
 
@@ -164,13 +174,15 @@ def average(
             lost, whole = lost + cut, whole + total
         tensors[f"{name}.lora_a"] = a.astype(np.float32)
         tensors[f"{name}.lora_b"] = b.astype(np.float32)
-    layers = {lora.layer_number(name) for name in names}
+    decoder = [name for name in names if not in_tower(name)]
+    layers = {lora.layer_number(name) for name in decoder}
     spec = LoraSpec(
         rank=kept,
         alpha=float(kept),
         dropout=0.0,
-        targets=tuple(sorted({name.rsplit(".", 1)[-1] for name in names})),
-        layers=tuple(sorted(layers)),
+        targets=tuple(sorted({name.rsplit(".", 1)[-1] for name in decoder})),
+        layers=tuple(sorted(layers)) or None,
+        vision=vision_patterns(name for name in names if in_tower(name)),
     )
     return spec, tensors, float(np.sqrt(lost / whole)) if whole else 0.0
 

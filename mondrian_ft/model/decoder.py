@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import cpu_math, cuda_train
-from .backend import ON_CPU, mx
-from .lora_layers import project
+from .backend import ON_CPU, mx, nn
+from .lora_layers import drawing_from, project
 
 Rotary = tuple[mx.array, mx.array]
 """cos and sin, each (B, L, 1, head_dim), the signs of a rotation in sin."""
@@ -87,7 +87,7 @@ def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
 
     MLX may recompute at any time, and so for all layers at once, what depends on the forward pass
     alone, as with ``mx.checkpoint``. Here the second forward waits for the gradient from above, and
-    the gradient that goes on waits for this layer's own.
+    the gradient that goes on waits for this layer's own. Both forwards draw the same dropout masks.
 
     Args:
         layer: its trained parameters are what gradients are kept of.
@@ -97,11 +97,13 @@ def recomputed(layer: Any, forward: Callable[[mx.array], mx.array]) -> Any:
 
     flat: list[Any] = tree_flatten(layer.trainable_parameters())  # pyright: ignore
     names = [name for name, _ in flat]
+    key = _own_key() if _draws(layer) else None
 
     def through(h: mx.array, *values: mx.array) -> mx.array:
         if names:
             layer.update(tree_unflatten(list(zip(names, values, strict=True))))
-        return forward(h)
+        with drawing_from(key):
+            return forward(h)
 
     def backward(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
         again = mx.depends(list(primals), [cotangent])
@@ -130,6 +132,19 @@ def _normed_and_turned(norm: Any, x: mx.array, turn: Rotary) -> mx.array:
         return cpu_math.normed_and_turned(x, norm.weight, norm.eps, *turn)
     turned: Any = _turned
     return turned(norm(x), *turn)
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers: dropout that is on."""
+    return any(
+        isinstance(module, nn.Dropout) and module.training and module._p_1 < 1
+        for _, module in layer.named_modules()
+    )
+
+
+def _own_key() -> mx.array:
+    """A key (2,) uint32 that nobody else draws from."""
+    return mx.random.randint(0, (1 << 31) - 1, (2,)).astype(mx.uint32)
 
 
 def _swap(x: mx.array) -> mx.array:

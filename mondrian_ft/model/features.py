@@ -1,4 +1,9 @@
-"""Each photograph through the frozen vision tower once, in this run and in later ones."""
+"""Each photograph through the frozen vision tower once, in this run and in later ones.
+
+While an adapter is in the tower nothing is kept and nothing that was kept is used: what the tower
+says then is that adapter's, and it changes with every update. Nor is anything kept for a backbone
+without a tower of its own (`model.plain`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ import numpy as np
 from ..errors import MondrianError
 from ..files import atomic_write_bytes
 from .backend import describe, mx
-from .qwen3_vl import Grid, Qwen3VL, VisionFeatures
+from .qwen3_vl import Grid, Qwen3VL, Unseen, VisionFeatures
 
 _FORM = 1
 """Bump when the tower's forward gives other numbers for the same weights and patches."""
@@ -37,7 +42,8 @@ class Patched(Protocol):
 class FeatureStore:
     """Features of photographs, computed at first need and kept within a memory bound.
 
-    Valid as long as the tower's weights are: adapters of this project leave it frozen. Photographs
+    What is kept is the base tower's. As long as an adapter is in the tower, photographs go through
+    it each time they are asked for. Photographs
     go through the tower one at a time: in a batch the last bit of a feature depends on its
     neighbours, and a run would depend on what earlier ones left in the cache.
 
@@ -45,8 +51,7 @@ class FeatureStore:
         backbone: whose tower to use.
         max_bytes: bound on what is kept; the least recently used go first and are computed again
             when needed.
-        disk: what lies below the memory; None for nothing, as it must be where the tower is
-            trained.
+        disk: what lies below the memory; None for nothing.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class FeatureStore:
 
     def get(self, photographs: Sequence[tuple[str, Patched]]) -> list[VisionFeatures]:
         """Features of photographs, each given as a key (its content's hash) and its pixels."""
+        if not self.backbone.keeps_features:
+            return self._anew(photographs)
         found: dict[tuple[str, Grid], VisionFeatures] = {}
         for name, pixels in photographs:
             key = (name, pixels.grid)
@@ -85,6 +92,26 @@ class FeatureStore:
         for name, pixels in photographs:
             if not self.has(name, pixels.grid):
                 self.get([(name, pixels)])
+
+    def pictures(
+        self, photographs: Sequence[tuple[str, Patched]]
+    ) -> list[VisionFeatures] | list[Unseen]:
+        """What a forward that may learn is given: features, or the pictures themselves where it
+        learns in the tower."""
+        if self.backbone.keeps_features:
+            return self.get(photographs)
+        return [Unseen(mx.array(pixels.patches), pixels.grid) for _, pixels in photographs]
+
+    def _anew(self, photographs: Sequence[tuple[str, Patched]]) -> list[VisionFeatures]:
+        """Through the tower as it is now; each photograph once a call."""
+        found: dict[tuple[str, Grid], VisionFeatures] = {}
+        for name, pixels in photographs:
+            if (name, pixels.grid) not in found:
+                (features,) = self.backbone.encode(pixels.patches[None], pixels.grid)
+                if isinstance(features, VisionFeatures):
+                    mx.eval(features.features, features.deepstack)
+                found[name, pixels.grid] = features
+        return [found[name, pixels.grid] for name, pixels in photographs]
 
     def has(self, name: str, grid: Grid) -> bool:
         """Whether a photograph's features are here or on disk (where they may be damaged)."""

@@ -16,7 +16,7 @@ from .base import Base
 from .lora import LoraSpec
 
 LAYERS = "language_model.model.layers."
-"""What the names of all decoder matrices begin with."""
+"""What the names of all decoder matrices begin with; those of the tower, with `targets.VISION`."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,12 @@ def check_pairs(file: Path, foreign: Foreign) -> None:
         )
 
 
+def other_bits(base: Base, foreign: Foreign) -> bool:
+    """Whether an adapter says that it was trained on another quantisation than the base has."""
+    bits = foreign.base_bits
+    return bits is not None and not base.identity.quantization.startswith(f"{bits} ")
+
+
 def _check_fits(base: Base, foreign: Foreign) -> int:
     """The base has these matrices, in these shapes, and the quantisation that was trained on.
 
@@ -123,17 +129,20 @@ def _check_fits(base: Base, foreign: Foreign) -> int:
         How many decoder layers the base has.
     """
     here = base.identity
-    if foreign.base_bits is not None and not here.quantization.startswith(f"{foreign.base_bits} "):
+    if other_bits(base, foreign) and not base.other_precision:
         raise AdapterError(
             f"the adapter was trained on a base quantised to {foreign.base_bits} bits, here "
             f"{here.name} is quantised to: {here.quantization}; set model.quantize_bits or "
-            "model.path to match"
+            "model.path to match, or accept other numbers than it was trained with by "
+            "model.allow_other_precision=true"
         )
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in base.model.named_modules():
-        if isinstance(module, nn.Linear | nn.QuantizedLinear) and name.startswith(LAYERS):
+        if isinstance(module, nn.Linear | nn.QuantizedLinear) and (
+            name.startswith(LAYERS) or lora.in_tower(name)
+        ):
             shapes[name] = _dimensions(module)
-    depth = 1 + max(lora.layer_number(name) for name in shapes)
+    depth = 1 + max(lora.layer_number(name) for name in shapes if not lora.in_tower(name))
     for name, value in foreign.tensors.items():
         matrix, part = name.rsplit(".", 1)
         if matrix not in shapes:

@@ -32,7 +32,7 @@ def load_front(path: str | Path, *, name: str | None = None) -> Front:
     Raises:
         ModelError: the folder does not exist or lacks a file, or the hub cannot be reached.
     """
-    from .base import front_folder
+    from .base import front_folder, image_token_of
     from .processor import image_processor
 
     folder, name = front_folder(path), name or str(path)
@@ -41,7 +41,10 @@ def load_front(path: str | Path, *, name: str | None = None) -> Front:
     try:
         config = json.loads((folder / "config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        encoder = Encoder(tokenizer, int(config["image_token_id"]), folder, name)
+        image_token = image_token_of(config)
+        if image_token is None:
+            raise KeyError("image_token_id")
+        encoder = Encoder(tokenizer, image_token, folder, name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{name} cannot be read from {folder}: {first}") from error

@@ -19,6 +19,7 @@ from .backend import mx, nn, number
 from .base import QUANTIZATION_GROUP, Base, quantizable
 from .lora import LoraSpec
 from .shards import Entry
+from .targets import in_tower
 
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 _NOT_COPIED = ("adapter_config.json", "manifest.json", "training_args.json")
@@ -241,10 +242,15 @@ def quantize_merged(
     matrices = {name.rsplit(".", 1)[0] for name in tensors}
     replaced: dict[str, Any] = {}
     for name, module in base.model.named_modules():
-        if not name.startswith("language_model."):
+        adapted = name in matrices
+        if in_tower(name) and adapted and not isinstance(module, nn.QuantizedLinear):
+            # The tower stays in floating point, as in the base.
+            replaced[name] = _plain_merge(module, name, spec, tensors)
+        if not name.startswith("language_model.") and not (
+            adapted and isinstance(module, nn.QuantizedLinear)
+        ):
             continue
         quantized = isinstance(module, nn.QuantizedLinear)
-        adapted = name in matrices
         if not (quantized and adapted) and not (not quantized and quantizable(module)):
             if adapted:
                 replaced[name] = _plain_merge(module, name, spec, tensors)
@@ -268,7 +274,10 @@ def quantize_merged(
                 "update": number(off / mx.linalg.norm(whole - before)),
             }
         replaced[name] = layer
-    if not any(isinstance(layer, nn.QuantizedLinear) for layer in replaced.values()):
+    if not any(
+        isinstance(module, nn.QuantizedLinear)
+        for module in (*replaced.values(), *(one for _, one in base.model.named_modules()))
+    ):
         raise ModelError(
             f"no matrix of {base.identity.name} has a multiple of {QUANTIZATION_GROUP} inputs, so "
             "nothing would be quantised; use task.format=fused"

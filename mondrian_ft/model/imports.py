@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import AdapterError
 from . import adapter as adapters
-from . import lora
+from . import lora, targets
 from .foreign import LAYERS, Foreign, check_pairs
 from .lora import LoraSpec
 from .safetensors_file import read_tensors
@@ -47,6 +47,11 @@ _PREFIXES = (
     "language_model.model.layers.",
     "model.layers.",
 )
+# The vision tower's, each with the decoder's of the same program.
+_TOWERS = {
+    "model.visual.": "model.language_model.layers.",
+    "vision_tower.": "language_model.model.layers.",
+}
 _VISION = ("visual.", "vision_tower.", "vision_model.")
 
 
@@ -122,7 +127,8 @@ def _config(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """A file's tensors by matrix: ``language_model.model.layers.…`` → part → array."""
+    """A file's tensors by matrix, in mlx-vlm's names (``language_model.model.layers.…``,
+    ``vision_tower.…``) → part → array."""
 
     file: Path
     layout: str
@@ -147,7 +153,7 @@ def _sort(file: Path, arrays: Mapping[str, np.ndarray]) -> _Sorted:
             raise AdapterError(
                 f"{file} mixes {' and '.join(what)} names, as no program writes them; save it again"
             )
-        parts = matrices.setdefault(f"{LAYERS}{inner}", {})
+        parts = matrices.setdefault(inner, {})
         if part in parts:
             raise AdapterError(f"{file} holds {name} twice, under two names; it is damaged")
         parts[part] = array
@@ -182,17 +188,20 @@ def _ending(file: Path, name: str) -> tuple[str, str, str]:
 
 
 def _prefix(file: Path, name: str, matrix: str) -> tuple[str, str]:
-    """(prefix, rest) of a matrix's name without PEFT's own prefix."""
+    """(prefix of the decoder's, mlx-vlm's name) of a matrix's name without PEFT's own prefix."""
     for prefix in _PREFIXES:
         if matrix.startswith(prefix):
             rest = matrix.removeprefix(prefix)
             if not rest.split(".", 1)[0].isdigit():
                 break
-            return prefix, rest
+            return prefix, f"{LAYERS}{rest}"
+    for tower, prefix in _TOWERS.items():
+        if matrix.startswith(tower):
+            return prefix, f"{targets.VISION}{matrix.removeprefix(tower)}"
     if any(part in f"{matrix}." for part in _VISION):
         raise AdapterError(
-            f"{file}: {name} adapts the vision tower; adapters here are of the language model "
-            "alone, so train again without the tower's matrices"
+            f"{file}: {name} adapts a vision tower whose names are not Qwen3-VL's "
+            f"({', '.join(_TOWERS)}); it was made for another architecture"
         )
     if matrix.endswith(("lm_head", "embed_tokens")):
         raise AdapterError(
@@ -339,10 +348,17 @@ def _check_keys(found: _Sorted, keys: Any, file: Path) -> None:
         return
     if not isinstance(keys, Sequence) or isinstance(keys, str):
         raise AdapterError(f"{file}: lora_parameters.keys is no list; restore the file")
-    full = any(".layers." in f".{key}" for key in keys)
-    stated = {LAYERS + str(key).split("layers.", 1)[-1] if full else str(key) for key in keys}
+    full = any(".layers." in f".{key}" or targets.in_tower(str(key)) for key in keys)
+
+    def named(key: str) -> str:
+        if not full or targets.in_tower(key):
+            return key
+        return LAYERS + key.split("layers.", 1)[-1]
+
+    stated = {named(str(key)) for key in keys}
     there = {
-        name if full else name.removeprefix(LAYERS).split(".", 1)[1] for name in found.matrices
+        name if full or targets.in_tower(name) else name.removeprefix(LAYERS).split(".", 1)[1]
+        for name in found.matrices
     }
     missing, surplus = sorted(stated - there), sorted(there - stated)
     if missing or surplus:
@@ -398,10 +414,12 @@ def _named(found: _Sorted) -> dict[str, np.ndarray]:
 
 def _spec(found: _Sorted, rank: int, alpha: float, dropout: float, method: str) -> LoraSpec:
     """The specification; the matrices are those the file has, whatever its config calls them."""
-    names = sorted({name.rsplit(".", 1)[-1] for name in found.matrices})
-    layers = tuple(sorted({lora.layer_number(name) for name in found.matrices}))
+    decoder = [name for name in found.matrices if not targets.in_tower(name)]
+    names = sorted({targets.last(name) for name in decoder})
+    layers = tuple(sorted({lora.layer_number(name) for name in decoder})) or None
+    vision = targets.vision_patterns(name for name in found.matrices if targets.in_tower(name))
     try:
-        return LoraSpec(rank, alpha, dropout, tuple(names), method, layers)
+        return LoraSpec(rank, alpha, dropout, tuple(names), method, layers, vision)
     except AdapterError as error:
         raise AdapterError(f"{found.file}: {error}") from None
 
@@ -410,7 +428,8 @@ def _with_general(assumed: list[str], found: _Sorted, spec: LoraSpec) -> tuple[s
     told = list(assumed)
     if found.text_only:
         told.append("its names are a language model's alone; the base's language model is meant")
-    missing = len(spec.targets) * len(spec.layers or ()) - len(found.matrices)
+    decoder = sum(not targets.in_tower(name) for name in found.matrices)
+    missing = len(spec.targets) * len(spec.layers or ()) - decoder
     if missing:
         told.append(
             f"{missing} matrices of the adapted kinds and layers are not in the file; they get an "

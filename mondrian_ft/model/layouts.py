@@ -1,8 +1,9 @@
 """How an adapter's tensors and settings are written by PEFT and by mlx-vlm.
 
 The same matrices are spelt twice (facts: "Adapter layouts"): mlx-vlm keeps ``lora_a`` as (in, r)
-under ``language_model.model.…``; PEFT keeps ``lora_A.weight`` as (r, in) under transformers' names,
-``base_model.model.model.language_model.…``; a DoRA magnitude is a vector (out,) in both. Inside
+under ``language_model.model.…`` and ``vision_tower.…``; PEFT keeps ``lora_A.weight`` as (r, in)
+under transformers' names, ``base_model.model.model.language_model.…`` and ``….model.visual.…``; a
+DoRA magnitude is a vector (out,) in both. Inside
 this package tensors have mlx-vlm's names and shapes.
 """
 
@@ -16,7 +17,13 @@ import numpy as np
 
 from ..errors import AdapterError
 from .lora import LoraSpec
+from .targets import VISION, in_tower
 
+_ROOTS = (
+    ("language_model.model.", "model.language_model."),
+    ("vision_tower.", "model.visual."),
+)
+"""What names begin with in mlx-vlm and in transformers."""
 _PARTS = {
     "lora_a": ".lora_A.weight",
     "lora_b": ".lora_B.weight",
@@ -27,8 +34,11 @@ _PARTS = {
 def to_peft_name(name: str) -> str:
     """``language_model.model.layers.0.…q_proj.lora_a`` to PEFT's name on transformers' model."""
     matrix, part = name.rsplit(".", 1)
-    inner = matrix.replace("language_model.model.", "model.language_model.", 1)
-    return f"base_model.model.{inner}{_PARTS[part]}"
+    for mine, its in _ROOTS:
+        if matrix.startswith(mine):
+            matrix = its + matrix.removeprefix(mine)
+            break
+    return f"base_model.model.{matrix}{_PARTS[part]}"
 
 
 def from_peft_name(name: str) -> str:
@@ -39,10 +49,9 @@ def from_peft_name(name: str) -> str:
     """
     inner = name.removeprefix("base_model.model.")
     for part, ending in _PARTS.items():
-        if inner.endswith(ending) and inner.startswith("model.language_model."):
-            matrix = inner.removesuffix(ending)
-            matrix = matrix.replace("model.language_model.", "language_model.model.", 1)
-            return f"{matrix}.{part}"
+        for mine, its in _ROOTS:
+            if inner.endswith(ending) and inner.startswith(its):
+                return f"{mine}{inner.removeprefix(its).removesuffix(ending)}.{part}"
     raise AdapterError(f"the adapter has a tensor {name}, which belongs to no matrix of the model")
 
 
@@ -89,7 +98,17 @@ def peft_config(spec: LoraSpec, *, base: str, tensors: Iterable[str]) -> dict[st
 
 def _pattern(spec: LoraSpec, tensors: Iterable[str]) -> str:
     """A regular expression for just the matrices that the tensors belong to."""
-    matrices = {name.rsplit(".", 1)[0].split("layers.", 1)[1] for name in tensors}
+    found = {name.rsplit(".", 1)[0] for name in tensors}
+    tower = sorted(name.removeprefix(VISION) for name in found if in_tower(name))
+    matrices = {name.split("layers.", 1)[1] for name in found if not in_tower(name)}
+    # One by one: a pattern for the blocks' would have to know how many there are.
+    visual = rf"model\.visual\.({'|'.join(map(re.escape, tower))})"
+    if not matrices:
+        return visual
+    return _decoder_pattern(spec, matrices) + (f"|{visual}" if tower else "")
+
+
+def _decoder_pattern(spec: LoraSpec, matrices: set[str]) -> str:
     numbers = {name.split(".", 1)[0] for name in matrices}
     suffixes = sorted({name.rsplit(".", 1)[-1] for name in matrices})
     start = r"model\.language_model\.layers\."

@@ -16,9 +16,12 @@ from typing import Any
 from ..errors import AdapterError
 from . import targets
 from .backend import mx, nn
+from .targets import in_tower as in_tower
 from .targets import layer_number as layer_number
 
 METHODS = ("lora", "rslora", "dora")
+TRAINED_TOWER = "qwen3_vl"
+"""The architecture whose vision tower can have an adapter."""
 NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 """How people write them."""
 
@@ -37,6 +40,7 @@ class LoraSpec:
             Kalajdzievski 2023) or ``dora`` (alpha / rank, and a trained magnitude for each output,
             Liu et al. 2024).
         layers: numbers of the decoder layers adapted, ascending; None for all.
+        vision: like ``targets``, of the vision tower and its mergers; none leave it frozen.
 
     Raises:
         AdapterError: a value is out of range.
@@ -48,6 +52,7 @@ class LoraSpec:
     targets: tuple[str, ...]
     method: str = "lora"
     layers: tuple[int, ...] | None = None
+    vision: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -70,7 +75,8 @@ class LoraSpec:
 
 
 def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
-    """Freeze the model and put fresh LoRA layers into its language model.
+    """Freeze the model and put fresh LoRA layers into its language model, and into its vision tower
+    where the specification names matrices of it.
 
     Args:
         seed: of the A matrices; B starts at zero, so the adapted model first equals its base.
@@ -87,35 +93,50 @@ def attach(model: Any, spec: LoraSpec, *, seed: int) -> list[str]:
         raise AdapterError("the model already carries an adapter; load the base again first")
     model.freeze()
     mx.random.seed(seed)
-    available: dict[str, Any] = {
+    linear: dict[str, Any] = {
         name: module
-        for name, module in model.language_model.named_modules()
-        if isinstance(module, nn.Linear | nn.QuantizedLinear) and ".layers." in f".{name}"
-    }
-    elsewhere = [
-        name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.QuantizedLinear)
-        and not name.startswith(targets.PREFIX)
-    ]
-    names = [f"{targets.PREFIX}{name}" for name in available]
-    chosen = [
-        name.removeprefix(targets.PREFIX)
-        for name in targets.matching(names, spec.targets, spec.layers, elsewhere)
-    ]
+    }
+    ours = [name for name in linear if name.startswith(targets.PREFIX) and ".layers." in name]
+    elsewhere = [name for name in linear if not name.startswith(targets.PREFIX)]
+    chosen = targets.matching(ours, spec.targets, spec.layers, elsewhere)
+    if spec.vision:
+        kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+        if kind != TRAINED_TOWER:
+            raise AdapterError(
+                f"lora.vision={list(spec.vision)} trains the vision tower of {TRAINED_TOWER} "
+                f"alone, and this is a {kind or 'model of another build'}; leave it empty"
+            )
+        tower = [name for name in elsewhere if targets.in_tower(name)]
+        chosen += targets.matching_vision(tower, spec.vision)
+    if not chosen:
+        raise AdapterError(
+            "an adapter without a matrix cannot be made; name some in lora.target_modules or "
+            "lora.vision"
+        )
     kind = _dora_layer() if spec.method == "dora" else LoRALayer
-    # The model's own order depends on how its modules are stored; the seed should not.
-    for name in sorted(chosen, key=_natural):
-        layer = kind.from_base(available[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale)
-        _set_module(model.language_model, name, layer)
+    # The model's own order depends on how its modules are stored; the seed should not. The tower
+    # comes last, so that the language model's matrices begin as they would without it.
+    ordered = sorted(chosen, key=_natural)
+    for name in ordered:
+        layer = kind.from_base(linear[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale)
+        _set_module(model, name, layer)
     mx.eval(model.trainable_parameters())
-    return [f"language_model.{name}" for name in sorted(chosen, key=_natural)]
+    return ordered
 
 
 def lora_layers(model: Any) -> dict[str, Any]:
     """The LoRA layers in a model, by full name, in layer order."""
     found = {name: module for name, module in model.named_modules() if "lora_a" in module}
     return {name: found[name] for name in sorted(found, key=_natural)}
+
+
+def reaches_tower(model: Any) -> bool:
+    """Whether LoRA layers are in a model's vision tower, so that what it says of a picture is no
+    longer the base's."""
+    tower = getattr(model, "vision_tower", None)
+    return tower is not None and any("lora_a" in module for _, module in tower.named_modules())
 
 
 def tensors(model: Any) -> dict[str, mx.array]:
@@ -210,6 +231,8 @@ def _dora_layer() -> Any:
     """
     from mlx_vlm.trainer.peft.dora_layers import DoRALinear
 
+    from .lora_layers import dropped
+
     class DoRALayer(DoRALinear):
         @staticmethod
         def from_base(linear: Any, r: int, dropout: float, scale: float) -> Any:
@@ -253,7 +276,7 @@ def _dora_layer() -> Any:
                 adapted = self._dequantized_weight() + (self.scale * self.lora_b.T) @ self.lora_a.T
                 norm = mx.linalg.norm(adapted.astype(mx.float32), axis=1)
                 factor = self.m / mx.stop_gradient(norm)
-            z = self.dropout(x) @ self.lora_a.astype(x.dtype)
+            z = dropped(self.dropout, x) @ self.lora_a.astype(x.dtype)
             b = (self.scale * self.lora_b).astype(x.dtype)
             base = self.linear(x) - self.linear.bias if "bias" in self.linear else self.linear(x)
             out = factor.astype(x.dtype) * (base + z @ b)

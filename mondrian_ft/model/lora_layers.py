@@ -13,6 +13,7 @@ the faster one, since a product that adds to something costs no pass over memory
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,13 +41,37 @@ class LoRALayer(LoRALinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """The adapted product, shape (..., out), of x (..., in)."""
-        z = self.dropout(x) @ self.lora_a.astype(x.dtype)
+        z = dropped(self.dropout, x) @ self.lora_a.astype(x.dtype)
         added = z @ (self.scale * self.lora_b).astype(x.dtype)
         if x.dtype == mx.float32 or isinstance(self.linear, nn.QuantizedLinear):
             return self.linear(x) + added
         if "bias" in self.linear:
             added = added + self.linear.bias
         return mx.addmm(added, x, self.linear.weight.T)
+
+
+_drawn = threading.local()
+
+
+@contextmanager
+def drawing_from(key: mx.array | None) -> Iterator[None]:
+    """For the length of the block dropout's masks come from this key (2,), call after call, so that
+    a forward that runs twice draws the same; None leaves them to the global random state."""
+    before = getattr(_drawn, "key", None)
+    _drawn.key = key
+    try:
+        yield
+    finally:
+        _drawn.key = before
+
+
+def dropped(dropout: Any, x: mx.array) -> mx.array:
+    """``dropout(x)``, with a mask as :func:`drawing_from` says."""
+    key, kept = getattr(_drawn, "key", None), dropout._p_1
+    if key is None or kept == 1 or not dropout.training:
+        return dropout(x)
+    _drawn.key, own = mx.random.split(key)
+    return (mx.random.bernoulli(kept, x.shape, key=own) * x) * (1 / kept)
 
 
 def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) -> list[mx.array]:

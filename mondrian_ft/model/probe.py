@@ -142,10 +142,12 @@ def run(base: Base, inputs: Sequence[ProbeInput]) -> list[ProbeLogits]:
     try:
         found = []
         for one in inputs:
-            # The tower carries no adapter, so the picture goes through it once for both.
             given = _prepared(base, one)
             tuned = _logits(base, given)
+            # A tower without an adapter says the same to both, so it is asked once.
+            own_view = base.backbone.tower_adapted
             with lora.without_adapter(base.model):
+                given = _prepared(base, one) if own_view else given
                 found.append(ProbeLogits(one.name, tuned, _logits(base, given)))
         return found
     finally:

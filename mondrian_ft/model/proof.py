@@ -146,12 +146,28 @@ def of_base(manifest: Mapping[str, Any], base: Base) -> Iterator[Check]:
         "was trained on",
     )
     a, b = str(trained.get("quantization")), here.quantization
-    yield _check(
+    yield Check(
         "quantisation",
-        a,
+        f"{a}, or any other" if base.other_precision else a,
         b,
-        f"it was trained on a base quantised to {a}, here it is {b}; set model.quantize_bits to "
-        "match",
+        ""
+        if a == b or base.other_precision
+        else f"it was trained on a base quantised to {a}, here it is {b}; set model.quantize_bits "
+        "to match, or accept other numbers than it was trained with by "
+        "model.allow_other_precision=true",
+    )
+
+
+def other_precision(manifest: Mapping[str, Any], base: Base) -> str:
+    """A warning where an adapter is used on its base in another quantisation than it was trained
+    on; blank where it is the same."""
+    trained, here = manifest.get("base", {}).get("quantization"), base.identity.quantization
+    if trained == here:
+        return ""
+    return (
+        f"it was trained on a base quantised to {trained} and is used on one quantised to {here} "
+        "(model.allow_other_precision=true): its answers are others than those it was trained to "
+        "give, and its recorded logits cannot be compared"
     )
 
 
@@ -271,11 +287,24 @@ def of_effect(logits: Sequence[ProbeLogits]) -> Iterator[Check]:
     )
 
 
-def of_logits(differences: Sequence[Difference], recorded: Mapping[str, Any]) -> Iterator[Check]:
-    """Whether the model says what it said when the adapter was saved, input by input."""
+def of_logits(
+    differences: Sequence[Difference], recorded: Mapping[str, Any], *, compared: bool = True
+) -> Iterator[Check]:
+    """Whether the model says what it said when the adapter was saved, input by input.
+
+    Args:
+        compared: False only tells how far off it is, of a base in another precision.
+    """
     was = f"{recorded.get('dtype')} on {recorded.get('backend')}"
     for one in differences:
         refusal = ""
+        if not compared:
+            yield Check(
+                f"{one.name} logits",
+                "not compared in another precision",
+                f"{one.tuned:.2g} with it, {one.base:.2g} without",
+            )
+            continue
         if one.base > one.allowed:
             refusal = (
                 f"on the probe's {one.name} the base alone, without the adapter, is "

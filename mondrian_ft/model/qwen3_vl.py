@@ -10,14 +10,14 @@ is ours. Equality with the stock forward is tested.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelError
-from . import decoder
+from . import decoder, lora
 from .backend import mx
 from .backend import number as to_float
 
@@ -37,6 +37,35 @@ class VisionFeatures:
     features: mx.array
     deepstack: tuple[mx.array, ...]
 
+    def blank(self) -> VisionFeatures:
+        """The same of nothing at all."""
+        return VisionFeatures(self.features * 0, tuple(level * 0 for level in self.deepstack))
+
+    def backwards(self) -> VisionFeatures:
+        """The same with its pieces in the opposite order."""
+        return VisionFeatures(self.features[::-1], tuple(level[::-1] for level in self.deepstack))
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A picture that has yet to go through the tower, as part of a forward.
+
+    Attributes:
+        patches: shape (P, C), as the processor makes them.
+        grid: their arrangement.
+    """
+
+    patches: mx.array
+    grid: Grid
+
+    def blank(self) -> Unseen:
+        """A picture of one colour."""
+        return Unseen(self.patches * 0, self.grid)
+
+    def backwards(self) -> Unseen:
+        """The same with its patches in the opposite order."""
+        return Unseen(self.patches[::-1], self.grid)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -48,6 +77,7 @@ class Inputs:
         image_index: (B, L) int32; 0 where the token is text, else 1 + its row in ``features``.
         features: (M, D), the image tokens of all rows, concatenated; None without pictures.
         deepstack: like ``features``, one per deepstack layer.
+        unseen: in place of both, the pictures themselves, in the order of their rows.
     """
 
     tokens: mx.array
@@ -55,6 +85,7 @@ class Inputs:
     image_index: mx.array | None = None
     features: mx.array | None = None
     deepstack: tuple[mx.array, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
 
 
 class Qwen3VL:
@@ -73,6 +104,22 @@ class Qwen3VL:
         self.image_token = int(model.config.image_token_id)
         self.longest = int(model.config.text_config.max_position_embeddings)
         self.merge = int(model.config.vision_config.spatial_merge_size)
+
+    @property
+    def tower_adapted(self) -> bool:
+        """Whether there is an adapter in the tower: then its features are nobody else's."""
+        return lora.reaches_tower(self.model)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether what the tower says of a picture holds beyond this moment."""
+        return not self.tower_adapted
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a step may be compiled. With the tower in it, every combination of picture sizes
+        would be another function, and the first call of one takes a minute on CUDA."""
+        return not self.tower_adapted
 
     # --- pictures ---------------------------------------------------------------------------
 
@@ -95,8 +142,13 @@ class Qwen3VL:
             for i in range(patches.shape[0])
         ]
 
-    def tower_forward(self, patches: mx.array, grid: Grid) -> tuple[mx.array, list[mx.array]]:
-        """Vision tower over (B, P, C) patches of equal grids → (B, N, D) and a list of the same."""
+    def tower_forward(
+        self, patches: mx.array, grid: Grid, *, checkpoint: bool = False
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Vision tower over (B, P, C) patches of equal grids → (B, N, D) and a list of the same.
+
+        ``checkpoint`` recomputes each block in the backward pass.
+        """
         tower = self.tower
         # The patch embedding's kernel covers its whole patch, so it is a product, which a CPU does
         # faster than the convolution it is written as (benchmarks/LOG.md).
@@ -115,12 +167,35 @@ class Qwen3VL:
         h = h + position[None]
         deepstack = []
         for number, block in enumerate(tower.blocks):
-            h = h + _vision_attention(block.attn, block.norm1(h), cos, sin)
-            h = h + block.mlp(block.norm2(h))
+
+            def forward(h: mx.array, block: Any = block) -> mx.array:
+                h = h + _vision_attention(block.attn, block.norm1(h), cos, sin)
+                return h + block.mlp(block.norm2(h))
+
+            h = decoder.recomputed(block, forward)(h) if checkpoint else forward(h)
             if number in tower.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(number)]
                 deepstack.append(_merge(merger, h))
         return _merge(tower.merger, h), deepstack
+
+    def look(self, inputs: Inputs, *, checkpoint: bool = False) -> Inputs:
+        """The inputs with their pictures through the tower, those that are not yet.
+
+        One after the other, as without an adapter: what a picture gives depends on no neighbour.
+        """
+        if not inputs.unseen:
+            return inputs
+        seen = [
+            self.tower_forward(one.patches[None], one.grid, checkpoint=checkpoint)
+            for one in inputs.unseen
+        ]
+        levels = zip(*(deepstack for _, deepstack in seen), strict=True)
+        return replace(
+            inputs,
+            features=mx.concatenate([features[0] for features, _ in seen]),
+            deepstack=tuple(mx.concatenate([one[0] for one in level]) for level in levels),
+            unseen=(),
+        )
 
     # --- text -------------------------------------------------------------------------------
 
@@ -143,6 +218,7 @@ class Qwen3VL:
             checkpoint: recompute each layer in the backward pass instead of keeping its inner
                 activations.
         """
+        inputs = self.look(inputs, checkpoint=checkpoint)
         h = self.text.embed_tokens(inputs.tokens)
         index = inputs.image_index
         if inputs.features is not None and index is not None:
@@ -174,6 +250,7 @@ class Qwen3VL:
             checkpoint: recompute each layer in the backward pass instead of keeping its inner
                 activations.
         """
+        inputs = self.look(inputs, checkpoint=checkpoint)
         rows, width = inputs.tokens.shape
         h = self.text.embed_tokens(inputs.tokens)
         cos, sin = self.text.layers[0].self_attn.rotary_emb(h, inputs.positions)
@@ -201,6 +278,11 @@ class Qwen3VL:
     def dtype(self) -> mx.Dtype:
         """Type of the activations."""
         return self.text.norm.weight.dtype
+
+    @property
+    def width(self) -> int:
+        """Numbers of a hidden state."""
+        return int(self.text.norm.weight.size)
 
     @property
     def vocabulary(self) -> int:
@@ -234,7 +316,7 @@ class Qwen3VL:
 def assemble(
     tokens: np.ndarray,
     lengths: Sequence[int],
-    features: Sequence[VisionFeatures | None],
+    features: Sequence[VisionFeatures | Unseen | None],
     grids: Sequence[Grid | None],
     *,
     image_token: int,
@@ -245,7 +327,8 @@ def assemble(
     Args:
         tokens: (B, L) int32, right-padded.
         lengths: real tokens of each row.
-        features, grids: each row's picture; None where the row is text alone.
+        features, grids: each row's picture; None where the row is text alone. Either all pictures
+            are :class:`Unseen` or none is.
         image_token: id of the tokens that stand for the picture.
         merge: patches per image token and side.
 
@@ -269,7 +352,7 @@ def assemble(
             positions[:, row, :length] = np.arange(length)
             following[row] = length
             continue
-        count = picture.features.shape[0]
+        count = _image_tokens(picture, merge)
         tokens_of_grid = grid[0] * grid[1] * grid[2] // merge**2
         start = int(found[0]) if len(found) else 0
         if not (0 < count == tokens_of_grid == len(found)) or found[-1] + 1 - start != count:
@@ -286,18 +369,31 @@ def assemble(
     pictures = [picture for picture in features if picture is not None]
     if not pictures:
         return Inputs(mx.array(tokens), mx.array(positions)), following
+    unseen = tuple(one for one in pictures if isinstance(one, Unseen))
+    seen = [one for one in pictures if isinstance(one, VisionFeatures)]
+    if unseen:
+        if seen:
+            raise ModelError("pictures and features of pictures cannot be in one batch")
+        inputs = Inputs(mx.array(tokens), mx.array(positions), mx.array(index), unseen=unseen)
+        return inputs, following
     joined = [
-        mx.concatenate([picture.deepstack[level] for picture in pictures])
-        for level in range(len(pictures[0].deepstack))
+        mx.concatenate([picture.deepstack[level] for picture in seen])
+        for level in range(len(seen[0].deepstack))
     ]
     inputs = Inputs(
         mx.array(tokens),
         mx.array(positions),
         mx.array(index),
-        mx.concatenate([picture.features for picture in pictures]),
+        mx.concatenate([picture.features for picture in seen]),
         tuple(joined),
     )
     return inputs, following
+
+
+def _image_tokens(picture: VisionFeatures | Unseen, merge: int) -> int:
+    if isinstance(picture, Unseen):
+        return picture.patches.shape[0] // merge**2
+    return picture.features.shape[0]
 
 
 def positions_of(length: int, image_start: int | None, grid: Grid, merge: int = 2) -> np.ndarray:
@@ -365,7 +461,7 @@ def _vision_attention(attn: Any, x: mx.array, cos: mx.array, sin: mx.array) -> m
     size = q.shape[-1]
     # MLX's fused attention knows head sizes 64, 80 and 128; padding with zeros changes nothing.
     target = next((known for known in (64, 80, 128) if size <= known), size)
-    if target != size and attn.qkv.weight.dtype != mx.float32:
+    if target != size and q.dtype != mx.float32:
         q, k, v = (mx.pad(t, [(0, 0)] * 3 + [(0, target - size)]) for t in (q, k, v))
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=attn.scale)[..., :size]
     return attn.proj(out.transpose(0, 2, 1, 3).reshape(rows, count, -1))

@@ -70,11 +70,17 @@ def adapter(
         TrainingError: a check is not passed.
     """
     what = trial.attached(base)
+    parts = []
+    if what.matrices:
+        kinds = ", ".join(what.kinds)
+        parts.append(f"{what.matrices} matrices ({kinds} of layers {ranges(what.layers)})")
+    if what.vision:
+        kinds = ", ".join(what.vision_kinds)
+        parts.append(f"{what.vision} matrices of the vision tower ({kinds})")
     _tell(
         run,
         "adapter",
-        f"{what.matrices} matrices ({', '.join(what.kinds)} of layers {ranges(what.layers)}), "
-        f"{what.parameters:,} numbers; they are trained and nothing else is",
+        f"{' and '.join(parts)}, {what.parameters:,} numbers; they are trained and nothing else is",
     )
     shortest = min(examples, key=lambda one: len(one.tokens))
     try:

@@ -15,6 +15,7 @@ from ..model import combine, imports, lora, proof
 from ..model.adapter import Adapter
 from ..model.backend import mx
 from ..model.foreign import attach as put_in
+from ..model.foreign import other_bits
 from ..report import card, screen
 from .training import load_base_of, pixel_facts, pixel_settings
 from .versioning import find_adapter
@@ -52,6 +53,13 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
             "pixels are prepared as configured now",
             *foreign.assumed,
         ]
+        if other_bits(base, foreign):
+            told = (
+                f"it was trained on a base quantised to {foreign.base_bits} bits, here it is "
+                f"{base.identity.quantization} (model.allow_other_precision=true)"
+            )
+            run.warn(told)
+            assumed.append(told)
         if (source / adapters.MANIFEST).is_file():
             assumed.append(
                 f"the source has a {adapters.MANIFEST} of its own, which was not taken over: data "
@@ -80,8 +88,8 @@ def import_adapter(task: tasks.ImportAdapter, config: Config, run: Run) -> None:
     lines = {
         "layout": f"{foreign.layout} ({foreign.file})",
         "method": f"{lora.NAMES[spec.method]}, rank {spec.rank}, scale {spec.scale:g}",
-        "matrices": ", ".join(spec.targets),
-        "layers": layers,
+        **({"matrices": ", ".join(spec.targets), "layers": layers} if spec.targets else {}),
+        **({"vision": ", ".join(spec.vision)} if spec.vision else {}),
         "tensors": str(len(foreign.tensors)),
     }
     for name, value in lines.items():
@@ -111,7 +119,10 @@ def average(task: tasks.Average, config: Config, run: Run) -> None:
     with building(folder) as made:
         base, _ = load_base_of(config, run)
         proof.require(found[0].folder, proof.of_base(found[0].manifest, base))
-        adapter = _save_average(made, config, base, found, weights, spec, tensors, lost)
+        told = proof.other_precision(found[0].manifest, base)
+        if told:
+            run.warn(f"{found[0].folder}: {told}")
+        adapter = _save_average(made, config, base, found, weights, spec, tensors, lost, told)
         card.write_card(made, adapter.manifest, None)
     run.console.print(
         f"averaged {len(found)} adapters: rank {spec.rank}, "
@@ -130,6 +141,7 @@ def _save_average(
     spec: lora.LoraSpec,
     tensors: Mapping[str, Any],
     lost: float,
+    precision: str,
 ) -> Adapter:
     lora.attach(base.model, spec, seed=0)
     values = {name: mx.zeros(value.shape) for name, value in lora.tensors(base.model).items()}
@@ -150,6 +162,7 @@ def _save_average(
                 for adapter, weight in zip(found, weights, strict=True)
             ],
             "truncation_error": lost,
+            **({"other_precision": precision} if precision else {}),
         },
     }
     seen = [adapter.manifest.get("trained_on") for adapter in found]

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AdapterError, ConfigError, MondrianError
+from ..errors import AdapterError, ConfigError, ModelError, MondrianError
 from ..evaluation.probing import pixels_of, probe_inputs
 from ..files import atomic_write_text, building
 from ..model import adapter as adapters
-from ..model import agreement, fuse, lora
+from ..model import agreement, fuse, lora, proof
 from ..model import export as exports
 from ..model.adapter import Adapter
 from ..model.agreement import Logits
@@ -82,6 +82,11 @@ def _write_and_verify(
 ) -> dict[str, Any]:
     """Fill the folder; the facts for run.json, with a sentence under ``failed`` or None."""
     base, _ = load_base_of(config, run)
+    if base.plain and task.format != "mlx":
+        raise ModelError(
+            f"task.format={task.format} knows the names and layouts of Qwen3-VL alone, and "
+            f"{base.identity.name} is a {base.backbone.model_type}; use task.format=mlx"
+        )
     untouched = agreement.probe_logits(base)
     adapter, tuned = None, untouched
     if source is not None:
@@ -108,6 +113,7 @@ def _write_and_verify(
         else:
             spec, tensors = (adapter.spec, adapter.tensors) if adapter else (None, None)
             fuse.write_published(folder, base, spec=spec, tensors=tensors)
+    precision = proof.other_precision(adapter.manifest, base) if adapter else ""
     identity, dtype = asdict(base.identity), base.identity.dtype
     stated = card.license_of(base.folder)
     with run.console.status("reading it back"):
@@ -131,7 +137,8 @@ def _write_and_verify(
     distances = _told(facts["distance"])
     for line in distances:
         run.console.print(line, markup=False)
-    _write_card(task, folder, identity, stated, adapter, distances)
+    notes = [f"Of the adapter: {precision}."] if precision else []
+    _write_card(task, folder, identity, stated, adapter, [*distances, *notes])
     return facts
 
 

@@ -140,9 +140,9 @@ def setting_of(config: Config, model: Mapping[str, Any], images: int) -> planner
     dtype = str(config.model.dtype)
     wanted = str(default_dtype()).removeprefix("mlx.core.") if dtype == "auto" else dtype
     layers = None if config.lora.layers is None else targets.parse_layers(config.lora.layers)
-    names = planner.Shape.of(model).names
+    shape = planner.Shape.of(model)
     counts: dict[str, int] = {}
-    for name in targets.matching(names, config.lora.target_modules, layers):
+    for name in targets.matching(shape.names, config.lora.target_modules, layers):
         counts[targets.last(name)] = counts.get(targets.last(name), 0) + 1
     return planner.Setting(
         batch=config.trainer.batch_size,
@@ -152,5 +152,6 @@ def setting_of(config: Config, model: Mapping[str, Any], images: int) -> planner
         rank=config.lora.rank,
         adapted=tuple(sorted(counts.items())),
         magnitudes=str(config.lora.method) == "dora",
-        images=images,
+        images=0 if config.lora.vision else images,
+        vision=tuple(targets.matching_vision(list(shape.tower_matrices), config.lora.vision)),
     )

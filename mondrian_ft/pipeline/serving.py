@@ -378,6 +378,7 @@ def _supervisor(task: tasks.Serve, config: Config, run: Run) -> Model:
         name=config.model.path or MODEL_NAME,
         dtype=str(config.model.dtype),
         quantize_bits=config.model.quantize_bits,
+        other_precision=config.model.allow_other_precision,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
         arms=tuple(sorted(arms_of(task, config))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,20 @@ def load_base_of(
             dtype=config.model.dtype,
             quantize_bits=config.model.quantize_bits,
             lazy=lazy,
+            other_precision=config.model.allow_other_precision,
+            notice=_once(run.warn),
         )
     run.record(base=asdict(base.identity), backend=describe())
     run.console.print(
         f"Base:     {base.identity.name}, {base.identity.dtype}, {describe()}", markup=False
     )
+    if base.plain:
+        run.console.print(
+            f"          a {base.backbone.model_type} model, by mlx-vlm's own forward: slower than "
+            "qwen3_vl, and nothing of its pictures is kept",
+            markup=False,
+        )
+        return base, FeatureStore(base.backbone)
     cache = FeatureCache(
         VISION_FEATURES.absolute(),
         base.backbone,
@@ -68,6 +77,18 @@ def load_base_of(
         notice=run.warn,
     )
     return base, FeatureStore(base.backbone, disk=cache)
+
+
+def _once(tell: Callable[[str], object]) -> Callable[[str], object]:
+    """Tells each sentence the first time; an adapter may be put in many times in a run."""
+    told: set[str] = set()
+
+    def notice(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            tell(sentence)
+
+    return notice
 
 
 def pixel_settings(config: Config) -> PixelSettings:
@@ -148,6 +169,7 @@ def lora_spec(config: Config) -> lora.LoraSpec:
         targets=tuple(config.lora.target_modules),
         method=str(config.lora.method),
         layers=None if config.lora.layers is None else parse_layers(config.lora.layers),
+        vision=tuple(config.lora.vision),
     )
 
 
@@ -220,6 +242,8 @@ def _train(
         rate,
         weight_decay=config.optimizer.weight_decay,
         plus=config.lora.plus,
+        vision=(config.optimizer.vision_learning_rate or config.optimizer.learning_rate)
+        / config.optimizer.learning_rate,
     )
     optimizer.init(base.model.trainable_parameters())
     answers = monitor(config, base, features, parts, validation)
@@ -255,8 +279,7 @@ def _train(
     ]
     rest_tower(base, features, [*examples, *validation])
     longest = max(len(example.tokens) for example in examples)
-    width = int(base.backbone.text.norm.weight.size)
-    largest = min(config.trainer.batch_size, len(examples)) * longest * width
+    largest = min(config.trainer.batch_size, len(examples)) * longest * base.backbone.width
     try:
         with progress, bounds.bounded(largest, checkpoint=config.trainer.grad_checkpoint):
             result = trainer.fit()
@@ -318,7 +341,7 @@ def _train(
 
 def rest_tower(base: Base, features: FeatureStore, examples: Sequence[Example]) -> None:
     """Photographs through a large tower before the first update, for it to leave memory then."""
-    if features.disk is None or base.tower_bytes < RESTS_FROM:
+    if features.disk is None or not base.backbone.keeps_features or base.tower_bytes < RESTS_FROM:
         return
     features.prepare([(one.row.image_sha256, one.pixels) for one in examples])
     base.rest_tower()

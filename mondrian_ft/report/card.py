@@ -169,7 +169,12 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "base quantisation": base["quantization"],
         "rank, alpha": f"{lora['rank']}, {lora['alpha']:g}",
         "effective scale": f"{lora['scale']:g} ({lora['method']})",
-        "matrices": ", ".join(lora["targets"]),
+        "matrices": ", ".join(lora["targets"]) or "none of the language model",
+        **(
+            {"matrices of the vision tower": ", ".join(f"`{one}`" for one in lora["vision"])}
+            if lora.get("vision")
+            else {}
+        ),
         "parameters": f"{lora['parameters']:,}",
     }
     if training:

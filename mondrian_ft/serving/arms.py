@@ -277,17 +277,23 @@ class Arms:
         """A mixture in which each adapter has proved itself; the model is its base afterwards."""
         self.put_in(self._base)
         rows = answering.Rows(len(arms))
-        layers = answering.mix([arm.learned for arm in arms], rows)
-        lora.put_in(self.base.model, layers)
-        try:
-            for number, arm in enumerate(arms):
-                assert arm.adapter is not None
-                rows.put([number])
+        # A prompt is read by its own arm, with its own tower; steps see no pictures.
+        layers = answering.mix([_without_tower(arm.learned) for arm in arms], rows)
+        for number, arm in enumerate(arms):
+            assert arm.adapter is not None
+            rows.put([number])
+            tower = {name: one for name, one in arm.layers.items() if lora.in_tower(name)}
+            lora.put_in(self.base.model, layers | tower)
+            try:
                 adapters.prove(arm.adapter, self.base, self.probe)
-        finally:
-            lora.take_out(self.base.model)
+            finally:
+                lora.take_out(self.base.model)
         steps = Steps(self.base.backbone, own_kernels=False, changing=rows.arrays)
         return Mixture(arms, rows, layers, steps)
+
+
+def _without_tower(layers: dict[str, Any]) -> dict[str, Any]:
+    return {name: layer for name, layer in layers.items() if not lora.in_tower(name)}
 
 
 def _stamp_of(path: Path) -> tuple[int, int] | None:

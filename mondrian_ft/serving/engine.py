@@ -11,7 +11,8 @@ What goes wrong with one ask fails that ask. A step that fails is everybody's: t
 `supervisor` has the asks answered by another.
 
 Of the prompts nothing is shared: the picture comes first in the model's template, and all that
-follows depends on it. The tower's view of a photograph is kept, by the photograph's content.
+follows depends on it. The tower's view of a photograph is kept, by the photograph's content, and
+shared by all arms but those with an adapter in the tower, which look for themselves each time.
 """
 
 from __future__ import annotations
@@ -351,13 +352,14 @@ class Engine:
                 f"answer may have {job.limit}, together more than the {longest} that "
                 f"{self.base.identity.name} takes; shorten the prompt or lower max_tokens"
             )
+        self.arms.mix([*(other.arm for other in self._jobs.values() if other.arm), arm])
+        self.arms.put_in(arm)
+        # Only now: an arm may have an adapter in the tower, and sees the photograph by itself.
         (features,) = self.features.get([(job.picture, photograph)])
         self._grids[job.picture] = grid
         self._grids.move_to_end(job.picture)
         while len(self._grids) > KNOWN_GRIDS:
             self._grids.popitem(last=False)
-        self.arms.mix([*(other.arm for other in self._jobs.values() if other.arm), arm])
-        self.arms.put_in(arm)
         started = time.monotonic()
         start = read_prompts(self.base, [Request(tokens, features, grid)])
         job.prefill = time.monotonic() - started

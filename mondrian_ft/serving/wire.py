@@ -22,7 +22,7 @@ class Setup:
     """What the model's process is started with; plain values.
 
     Attributes:
-        model, name, dtype, quantize_bits: see ``model.base.load_base``.
+        model, name, dtype, quantize_bits, other_precision: see ``model.base.load_base``.
         min_pixels, max_pixels: bounds on a photograph's pixels.
         arms: what has to be loaded and proved before anything is answered. Adapter directories
             are answered with only if they are among these; channels and versions always.
@@ -43,6 +43,7 @@ class Setup:
     max_pixels: int
     dtype: str = "auto"
     quantize_bits: int | None = None
+    other_precision: bool = False
     arms: tuple[str, ...] = ()
     registry_root: str | None = None
     registry_name: str | None = None

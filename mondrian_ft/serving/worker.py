@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MondrianError
+from ..errors import ModelError, MondrianError
 from . import wire
 from .protocol import State, Status
 
@@ -86,8 +86,18 @@ class Worker:
 
         self._at("reading the base model", 0.2)
         base = load_base(
-            setup.model, name=setup.name, dtype=setup.dtype, quantize_bits=setup.quantize_bits
+            setup.model,
+            name=setup.name,
+            dtype=setup.dtype,
+            quantize_bits=setup.quantize_bits,
+            other_precision=setup.other_precision,
+            notice=_say,
         )
+        if base.plain:
+            raise ModelError(
+                f"{base.identity.name} is a {base.backbone.model_type} model; the service answers "
+                "with Qwen3-VL models alone, since others have no batches that rows can join"
+            )
         settings = PixelSettings(setup.min_pixels, setup.max_pixels)
         self.facts = {
             "backend": describe(),

@@ -14,7 +14,7 @@ from ..data.rooms import Room
 from ..model import blas, cpu_math, cuda_train
 from ..model.backend import ON_CPU, mx
 from ..model.features import FeatureStore
-from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, VisionFeatures, assemble
+from ..model.qwen3_vl import Grid, Inputs, Qwen3VL, Unseen, VisionFeatures, assemble
 
 CHUNK_BYTES = 128 << 20
 """Bound on the float32 logits that are in memory at a time."""
@@ -39,8 +39,8 @@ def device_batch(
     """
     tokens, targets = batch.tokens, batch.targets
     lengths = [len(example.tokens) for example in batch.examples]
-    pictures: list[VisionFeatures | None] = list(
-        features.get([(one.row.image_sha256, one.pixels) for one in batch.examples])
+    pictures: list[VisionFeatures | Unseen | None] = list(
+        features.pictures([(one.row.image_sha256, one.pixels) for one in batch.examples])
     )
     grids: list[Grid | None] = [example.pixels.grid for example in batch.examples]
     if room is not None:

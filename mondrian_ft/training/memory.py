@@ -115,6 +115,28 @@ class Shape:
         ]
 
     @property
+    def tower_matrices(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of each linear layer of the tower and its mergers, by full name."""
+        d, f, wide = self.vision_hidden, self.vision_ffn, self.vision_hidden * self.merge**2
+        block = {
+            "attn.qkv": (d, 3 * d),
+            "attn.proj": (d, d),
+            "mlp.linear_fc1": (d, f),
+            "mlp.linear_fc2": (f, d),
+        }
+        merger = {"linear_fc1": (wide, wide), "linear_fc2": (wide, self.hidden)}
+        mergers = ["merger", *(f"deepstack_merger_list.{n}" for n in range(self.deepstack))]
+        return {
+            f"vision_tower.{place}.{name}": sizes
+            for places, kinds in (
+                ([f"blocks.{n}" for n in range(self.vision_depth)], block),
+                (mergers, merger),
+            )
+            for place in places
+            for name, sizes in kinds.items()
+        }
+
+    @property
     def linear(self) -> int:
         """Weights of the language model that quantisation reaches."""
         head = 0 if self.tied else self.vocab * self.hidden
@@ -163,7 +185,8 @@ class Setting:
             :data:`MATRICES` in every layer.
         magnitudes: whether DoRA's are trained as well.
         moments: arrays the optimizer keeps of each trained one.
-        images: photographs whose features are kept in memory.
+        images: photographs whose features are kept in memory; none where the tower is trained.
+        vision: full names of the tower's adapted matrices.
     """
 
     batch: int
@@ -175,6 +198,7 @@ class Setting:
     magnitudes: bool = False
     moments: int = 2
     images: int = 0
+    vision: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,6 +223,9 @@ class Costs:
         in_flight_most, in_flight_small: bytes that it is at most, without and with checkpointing,
             which has small graphs.
         expanded: arrays as large as the largest matrix, where a quantised one is expanded.
+        tower_kept, tower_kept_scores: the same of each block, kept for the backward pass where the
+            tower is trained; tower_work_scores: of one block, there while its gradients are
+            computed.
         at_once: rows of a batch that are computed side by side, each by itself and unpadded; None
             for all of them as one.
         sums: base and adapter are added up where their sums take at most so many bytes.
@@ -225,6 +252,9 @@ class Costs:
     expanded: float = 0.0
     at_once: int | None = None
     sums: int = 0
+    tower_kept: float = 8.7
+    tower_kept_scores: float = 0.0
+    tower_work_scores: float = 0.0
     pad_to: int = 1
     measured: bool = True
 
@@ -240,6 +270,8 @@ COSTS = {
         tower_scores=1.0,
         at_once=min(machine.AT_ONCE, machine.cores()),
         sums=machine.SUMMED_BYTES,
+        tower_kept_scores=0.7,
+        tower_work_scores=3.3,
     ),
     "CUDA": Costs(
         hidden=4.5,
@@ -255,7 +287,7 @@ COSTS = {
         expanded=6.0,
         pad_to=128,
     ),
-    "Metal": Costs(scores_work=3.0, tower_scores=0.0, measured=False),
+    "Metal": Costs(scores_work=3.0, tower_work_scores=3.0, measured=False),
 }
 """By kind of backend. Recalibrate with ``python -m benchmarks memory_fit`` on a CPU and ``python -m
 benchmarks.training_4b memory memory_checkpointed memory_4bit`` on a GPU. Graphs of 4 GB and of 100
@@ -308,10 +340,14 @@ def predict(shape: Shape, setting: Setting, rows: Sequence[Row], costs: Costs) -
     trained = sum(row.supervised for row in chosen)
     parameters = adapter_size(shape, setting)
     kept, work = _activations(shape, setting, costs, count, length, trained)
+    if setting.vision:
+        seen = _tower_activations(shape, setting, costs, [row.image_tokens for row in chosen])
+        # The tower's gradients come last, when the decoder's layers hold nothing any more.
+        kept, work = kept + seen[0], max(work, seen[1] - kept)
     tower = _tower(shape, setting, costs, max(row.image_tokens for row in rows))
     # A large tower is in memory only while photographs go through it, before the first update.
     resting = shape.tower * setting.itemsize
-    if resting < machine.RESTS_FROM:
+    if setting.vision or resting < machine.RESTS_FROM:
         resting = 0
     tower += resting
     # The optimizer's step: new arrays beside the old ones, when nothing else is there any more.
@@ -345,6 +381,9 @@ def adapter_size(shape: Shape, setting: Setting) -> int:
     for name, layers in _adapted(shape, setting):
         a, b = shape.matrices[name]
         total += layers * (setting.rank * (a + b) + (b if setting.magnitudes else 0))
+    for name in setting.vision:
+        a, b = shape.tower_matrices[name]
+        total += setting.rank * (a + b) + (b if setting.magnitudes else 0)
     return total
 
 
@@ -398,6 +437,24 @@ def _activations(
         return kept, work + min(costs.in_flight_small, flight)
     work = max(logits, share * costs.layer_work * layer + moment)
     return share * shape.layers * layer, work + min(costs.in_flight_most, flight)
+
+
+def _tower_activations(
+    shape: Shape, setting: Setting, costs: Costs, image_tokens: Sequence[int]
+) -> tuple[float, float]:
+    """Bytes that the tower keeps for the backward pass of a batch, and those that are there while
+    one block's gradients are computed."""
+    kept = work = 0.0
+    for tokens in image_tokens:
+        patches = tokens * shape.merge**2
+        wide = costs.tower_kept * max(shape.vision_ffn, 3 * shape.vision_hidden)
+        scores = shape.vision_heads * patches
+        own = wide + costs.tower_kept_scores * scores
+        moment = costs.tower_work_scores * scores + (2 * wide if setting.checkpoint else 0)
+        size = patches * setting.itemsize
+        kept += shape.vision_depth * size * (shape.vision_hidden if setting.checkpoint else own)
+        work = max(work, size * moment)
+    return kept, work
 
 
 def _tower(shape: Shape, setting: Setting, costs: Costs, image_tokens: int) -> float:

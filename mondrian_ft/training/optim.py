@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from ..model.backend import mx
+from ..model.targets import in_tower
 
 Schedule = Callable[[mx.array], mx.array]
 """The learning rate as a function of the number of updates done, from 0."""
@@ -51,28 +52,39 @@ def peak_reached(peak: float, *, warmup: int, total: int) -> float:
     return peak if warmup <= total else peak * total / warmup
 
 
-def build(name: str, rate: Schedule, *, weight_decay: float, plus: float = 1.0) -> Any:
+def build(
+    name: str, rate: Schedule, *, weight_decay: float, plus: float = 1.0, vision: float = 1.0
+) -> Any:
     """An optimizer by name: ``adamw``, ``adam`` or ``muon``.
 
     Args:
         rate: its learning rate.
         weight_decay: see each optimizer.
         plus: how many times that rate the matrices B move with (LoRA+, Hayou et al. 2024).
+        vision: how many times that rate the vision tower's part moves with, its B with ``plus``
+            times that.
 
     Returns:
-        An MLX optimizer. With a ``plus`` other than 1 it is made of two, whose states are apart;
-        the rate that it tells is that of A.
+        An MLX optimizer. With several rates it is made of as many, whose states are apart; the rate
+        that it tells is that of A in the language model.
     """
     make = {"adamw": adamw, "adam": adam, "muon": muon}[name]
-    if plus == 1.0:
+
+    def times(path: str) -> float:
+        return (vision if in_tower(path) else 1.0) * (plus if path.endswith("lora_b") else 1.0)
+
+    factors = list(dict.fromkeys((1.0, plus, vision, vision * plus)))
+    if factors == [1.0]:
         return make(rate, weight_decay=weight_decay)
     from mlx.optimizers import MultiOptimizer
 
-    def faster(done: mx.array) -> mx.array:
-        return plus * rate(done)
+    def scaled(factor: float) -> Schedule:
+        return rate if factor == 1.0 else lambda done: factor * rate(done)
 
-    others, b = make(rate, weight_decay=weight_decay), make(faster, weight_decay=weight_decay)
-    return MultiOptimizer([others, b], [lambda path, _: not path.endswith("lora_b")])
+    return MultiOptimizer(
+        [make(scaled(factor), weight_decay=weight_decay) for factor in factors],
+        [lambda path, _, factor=factor: times(path) == factor for factor in factors[:-1]],
+    )
 
 
 def adamw(rate: Schedule, *, weight_decay: float) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from ..errors import TrainingError
 from ..model.backend import mx, number
 from ..model.base import Base
 from ..model.features import FeatureStore
-from ..model.qwen3_vl import VisionFeatures, assemble
-from .loss import token_losses
+from ..model.qwen3_vl import Unseen, VisionFeatures, assemble
+from .loss import device_batch, token_losses
 from .optim import peak_reached
 
 
@@ -41,7 +41,33 @@ def check(base: Base, examples: Sequence[Example], features: FeatureStore) -> di
     for batch in in_order(examples, 1, base.pad_token):
         for fault in batch_faults(base, batch):
             raise TrainingError(fault.sentence)
+    if base.plain:
+        _looks_back_only(base, examples[0], features)
     return _picture_matters(base, examples, features)
+
+
+def _looks_back_only(base: Base, example: Example, features: FeatureStore) -> None:
+    """See that what a model says does not depend on what comes after.
+
+    A forward that is not our own may mask in its own way; one that shows an answer's tokens to
+    those before them learns to copy, and its loss looks splendid.
+    """
+    inputs, where, _ = device_batch(
+        collate([example], [0], base.pad_token), base.backbone, features
+    )
+    changed = np.array(inputs.tokens)
+    changed[0, -1] = changed[0, -2]
+    if changed[0, -1] == np.array(inputs.tokens)[0, -1]:
+        changed[0, -1] = base.pad_token
+    other = replace(inputs, tokens=mx.array(changed))
+    before, after = (base.backbone.hidden_at(one, where[:-1]) for one in (inputs, other))
+    moved = number(mx.abs(before - after).max())
+    if not moved <= 1e-3 * number(mx.abs(before).max()):
+        raise TrainingError(
+            f"{base.identity.name}, a {base.backbone.model_type}, lets tokens see what comes after "
+            f"them (another last token moves earlier logits by {moved:.2g}), so it would learn to "
+            "copy the answer; the installed mlx-vlm computes it in a way that cannot be trained"
+        )
 
 
 class Check(StrEnum):
@@ -134,7 +160,7 @@ def _picture_matters(
 ) -> dict[str, float]:
     example = examples[0]
     own = features.get([(example.row.image_sha256, example.pixels)])[0]
-    blank = VisionFeatures(own.features * 0, tuple(level * 0 for level in own.deepstack))
+    blank = own.blank()
     other = next(
         (
             one
@@ -147,12 +173,10 @@ def _picture_matters(
     if other is not None:
         (shuffled,) = features.get([(other.row.image_sha256, other.pixels)])
     else:
-        backwards = mx.arange(own.features.shape[0])[::-1]
-        levels = tuple(level[backwards] for level in own.deepstack)
-        shuffled = VisionFeatures(own.features[backwards], levels)
+        shuffled = own.backwards()
     batch = collate([example], [0], base.pad_token)
 
-    def loss(picture: VisionFeatures) -> float:
+    def loss(picture: VisionFeatures | Unseen) -> float:
         inputs, _ = assemble(
             batch.tokens,
             [len(example.tokens)],
@@ -177,7 +201,7 @@ def _picture_matters(
             f"the picture of row {example.row.job_id} makes no difference to the loss ({seen:.4f} "
             "with and without it): the model is not being shown the photographs"
         )
-    if seen == swapped and own.features.shape[0] > 1:
+    if seen == swapped and example.pixels.tokens > 1:
         whose = "its own pieces in another order"
         if other is not None:
             whose = f"the picture of row {other.row.job_id}"

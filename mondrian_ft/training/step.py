@@ -329,7 +329,8 @@ def _at(tree: Any, name: str) -> Any:
 
 def _flat(batch: Batch) -> tuple[Any, ...]:
     inputs, where, wanted = batch
-    if not isinstance(inputs, Inputs):
+    if not isinstance(inputs, Inputs) or inputs.unseen:
+        # Nothing that is compiled, see ``Qwen3VL.compiles``.
         return where, wanted, inputs
     pictures = (
         [] if inputs.features is None else [inputs.image_index, inputs.features, *inputs.deepstack]

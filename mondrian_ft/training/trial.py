@@ -28,11 +28,17 @@ STEP = 0.02
 
 @dataclass(frozen=True)
 class Attached:
-    """What is trained: adapted matrices, their kinds, tensors and numbers."""
+    """What is trained: adapted matrices, their kinds, tensors and numbers.
+
+    ``matrices``, ``kinds`` and ``layers`` are the language model's, ``vision`` and ``vision_kinds``
+    the vision tower's.
+    """
 
     matrices: int
     kinds: tuple[str, ...]
     layers: tuple[int, ...]
+    vision: int
+    vision_kinds: tuple[str, ...]
     tensors: int
     parameters: int
 
@@ -70,10 +76,14 @@ def attached(base: Base) -> Attached:
             f"{len(loose)} tensors beside the adapter would be trained ({size:,} numbers, "
             f"{loose[0]} first): the base has to be frozen; please report it"
         )
+    decoder = [name for name in layers if not lora.in_tower(name)]
+    tower = [name for name in layers if lora.in_tower(name)]
     return Attached(
-        matrices=len(layers),
-        kinds=tuple(sorted({name.rsplit(".", 1)[-1] for name in layers})),
-        layers=tuple(sorted({lora.layer_number(name) for name in layers})),
+        matrices=len(decoder),
+        kinds=tuple(sorted({name.rsplit(".", 1)[-1] for name in decoder})),
+        layers=tuple(sorted({lora.layer_number(name) for name in decoder})),
+        vision=len(tower),
+        vision_kinds=tuple(sorted({name.rsplit(".", 1)[-1] for name in tower})),
         tensors=len(tensors),
         parameters=sum(value.size for value in tensors.values()),
     )
@@ -124,7 +134,7 @@ def first_step(
             raise TrainingError(
                 f"the loss of row {example.row.job_id} has no gradient in {len(silent) or 'any'} "
                 f"of the adapter's matrices, {which} first, so they would not learn; leave them "
-                "out of lora.target_modules, or please report it"
+                "out of lora.target_modules or lora.vision, or please report it"
             )
         values = lora.tensors(base.model)
         scale = STEP * before / norm**2

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mondrian_ft.errors import AdapterError
+from mondrian_ft.evaluation.probing import probe_inputs
 from mondrian_ft.model import adapter as adapters
 from mondrian_ft.model import export, layouts, lora
 from mondrian_ft.model.backend import mx
@@ -264,6 +265,46 @@ def test_an_adapter_of_the_quantised_base_is_refused(lab, saved) -> None:
     quantised = lab.load(quantize_bits=4)
     with pytest.raises(AdapterError, match="here it is 4 bits, groups of 64"):
         adapters.load(saved, quantised)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_another_precision_has_to_be_asked_for(lab, base, tmp_path, bits) -> None:
+    """An adapter of the quantised base on the floating-point one, and the reverse: refused with the
+    key that allows it; allowed, it is told, and everything but the recorded logits is checked."""
+    trained, used = (lab.load(quantize_bits=bits), {"quantize_bits": 4 if bits is None else None})
+    spec = lab.attach(trained)
+    probe = probe_inputs(trained, lab.settings)
+    folder = tmp_path / "adapter"
+    pixels = {"min_pixels": 1024, "max_pixels": 16384, "fingerprint": probe.pixels}
+    adapters.save(
+        folder, trained, spec, pixels=pixels, prompts=[], data_lock="d", facts={}, probe=probe
+    )
+    strict = lab.load(**used)
+    with pytest.raises(AdapterError, match=r"here it is .* model.allow_other_precision=true"):
+        adapters.load(folder, strict, probe=probe)
+    assert lora.lora_layers(strict.model) == {}
+    told: list[str] = []
+    other = lab.load(**used, other_precision=True, notice=told.append)
+    adapters.load(folder, other, probe=probe)
+    assert len(told) == 1
+    assert "its recorded logits cannot be compared" in told[0]
+    lora.detach(other.model)
+    checks = {check.name: check for check in adapters.examine(folder, other, probe)}
+    assert all(check.holds for check in checks.values())
+    assert checks["picture logits"].expected == "not compared in another precision"
+    # What does not depend on the precision is refused as ever.
+    content = json.loads((folder / adapters.MANIFEST).read_text())
+    content["base"]["weights"] = "0" * 16
+    (folder / adapters.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(AdapterError, match=r"set model.path to the base it was trained on"):
+        adapters.load(folder, other, probe=probe)
+    # On its own base nothing is told, and the logits are compared.
+    content["base"]["weights"] = trained.identity.weights
+    (folder / adapters.MANIFEST).write_text(json.dumps(content))
+    same = lab.load(quantize_bits=bits, other_precision=True, notice=told.append)
+    checks = {check.name: check for check in adapters.examine(folder, same, probe)}
+    assert checks["picture logits"].expected.startswith("within")
+    assert len(told) == 1
 
 
 def test_equal_training_gives_equal_bytes_with_no_time_or_path(

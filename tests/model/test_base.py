@@ -64,11 +64,20 @@ def lost_tensor(folder: Path) -> None:
         (no_config, "holds no config.json, so it is no model folder"),
         (no_weights, "holds no .safetensors file; download mine completely"),
         (bad_json, "config.json is no JSON object"),
-        (lambda f: edit_config(f, model_type="qwen2_vl"), "mine is a qwen2_vl model"),
+        (lambda f: edit_config(f, model_type="qwen2_vl"), "mine cannot be loaded from"),
+        (lambda f: edit_config(f, model_type=None), "names no model_type"),
         (half_weights, "mine cannot be loaded from"),
         (lost_tensor, "mine cannot be loaded from .*[Mm]issing"),
     ],
-    ids=["no config", "no weights", "bad JSON", "another model", "half weights", "lost tensor"],
+    ids=[
+        "no config",
+        "no weights",
+        "bad JSON",
+        "another model",
+        "no model",
+        "half weights",
+        "lost tensor",
+    ],
 )
 def test_a_damaged_folder_is_one_sentence(folder, damage, sentence) -> None:
     """Half downloads and other models, before anything is computed."""

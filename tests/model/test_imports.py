@@ -363,7 +363,12 @@ REFUSED: dict[str, tuple[Any, Callable[[Source], Any], str]] = {
     "alpha a text": (peft, setting("lora_alpha", "16"), "lora_alpha is '16', but it must be a num"),
     "alpha infinite": (peft, setting("lora_alpha", math.inf), "lora_alpha is inf"),
     "a bias tensor": (peft, tensor(f"{PEFT_FIRST}.bias"), "a trained bias"),
-    "the tower": (peft, tensor(f"{VISUAL}.lora_A.weight"), "adapts the vision tower"),
+    "half of the tower": (peft, tensor(f"{VISUAL}.lora_A.weight"), "has no lora_b; the file is"),
+    "another tower": (
+        peft,
+        tensor("base_model.model.visual.blocks.0.attn.qkv.lora_A.weight"),
+        "adapts a vision tower whose names are not Qwen3-VL",
+    ),
     "the head": (peft, tensor("base_model.model.lm_head.lora_A.weight"), "adapts lm_head"),
     "an embedding": (
         peft,

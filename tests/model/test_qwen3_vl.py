@@ -9,7 +9,7 @@ import pytest
 
 from mondrian_ft.data.batches import collate
 from mondrian_ft.errors import ModelError
-from mondrian_ft.model import lora, qwen3_vl
+from mondrian_ft.model import decoder, lora
 from mondrian_ft.model.backend import mx, nn
 from mondrian_ft.model.features import FeatureStore
 from mondrian_ft.model.qwen3_vl import assemble, positions_of
@@ -168,16 +168,42 @@ def test_gradient_checkpointing_changes_no_number(lab, base, batch) -> None:
     assert all(np.array_equal(before[name], now) for name, now in lab.weights(base).items())
 
 
-def test_gradient_checkpointing_draws_one_dropout_mask(lab, base, batch, monkeypatch) -> None:
-    """The second run of a layer once drew another mask, so the gradient was not the loss's."""
-    lab.attach(base, dropout=0.4)
+class NotRecomputed:
+    """MLX without functions that have a backward pass of their own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(mx, name)
+
+    class custom_function:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def vjp(self, backward: Any) -> Any:
+            return backward
+
+        def __call__(self, *args: Any) -> Any:
+            return self.function(*args)
+
+
+@pytest.mark.parametrize(
+    ("method", "vision"), [("lora", ()), ("lora", ("qkv", "linear_fc1")), ("dora", ())]
+)
+def test_gradient_checkpointing_draws_one_dropout_mask(
+    lab, base, batch, monkeypatch, method, vision
+) -> None:
+    """The second run of a layer once drew another mask, so the gradient was not the loss's.
+
+    It did so twice: this test once compared the recomputed gradient with itself, and did not see
+    that the way through the layers had become another one.
+    """
+    lab.attach(base, dropout=0.4, method=method, vision=vision)
     loss, grads = grads_of(base, batch, checkpoint=True)
     again, _ = grads_of(base, batch, checkpoint=True)
-    monkeypatch.setattr(qwen3_vl.mx, "checkpoint", lambda function: function)
+    monkeypatch.setattr(decoder, "mx", NotRecomputed())
     plain_loss, plain = grads_of(base, batch, checkpoint=True)
     assert loss == plain_loss == again
     for name, grad in plain.items():
-        assert np.allclose(grad, grads[name], rtol=1e-5, atol=1e-7), name
+        assert np.allclose(grad, grads[name], rtol=1e-4, atol=1e-6), name
     # Layers and updates do not share a mask.
     monkeypatch.undo()
     mx.random.seed(12)

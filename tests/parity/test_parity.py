@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mondrian_ft.model import adapter as adapters
-from mondrian_ft.model import foreign, fuse, imports, lora
+from mondrian_ft.model import foreign, fuse, imports, layouts, lora
 
 from .reference import (
     Rows,
@@ -25,6 +25,7 @@ from .reference import (
 )
 
 METHODS = ("lora", "rslora", "dora")
+VISION = ("qkv", "proj", "linear_fc1", "linear_fc2")
 
 
 def reference_logits(base: Any, model: Any, rows: Rows) -> list[np.ndarray]:
@@ -80,14 +81,15 @@ def test_a_gelu_variant_is_noticed(base: Any, rows: Rows, tmp_path: Path) -> Non
         assert_agree(mine, other)
 
 
+@pytest.mark.parametrize("vision", [(), VISION])
 @pytest.mark.parametrize("method", METHODS)
 def test_peft_loads_our_directory_untouched(
-    lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str
+    lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str, vision: tuple[str, ...]
 ) -> None:
     """Every tensor under a key that PEFT asks for (others only warn), and the same numbers."""
     from peft import PeftModel, get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
-    folder = saved(lab, base, tmp_path / "adapter", method=method)
+    folder = saved(lab, base, tmp_path / "adapter", method=method, vision=vision)
     reference = load_reference(base.folder)
     untouched = reference_logits(base, reference, rows)
     tuned = PeftModel.from_pretrained(reference, folder)
@@ -100,9 +102,10 @@ def test_peft_loads_our_directory_untouched(
     assert_agree(with_adapter(base, folder, rows), found)
 
 
+@pytest.mark.parametrize("vision", [(), VISION])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_fused_folder_is_base_and_adapter(
-    lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str
+    lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str, vision: tuple[str, ...]
 ) -> None:
     """In transformers, in mlx-vlm's own loader and in ours; in several files with an index."""
     from mlx_vlm.utils import load
@@ -110,7 +113,7 @@ def test_the_fused_folder_is_base_and_adapter(
     from mondrian_ft.model.base import load_base
     from mondrian_ft.model.qwen3_vl import Qwen3VL
 
-    folder = saved(lab, base, tmp_path / "adapter", method=method)
+    folder = saved(lab, base, tmp_path / "adapter", method=method, vision=vision)
     adapter = adapters.read(folder)
     expected = with_adapter(base, folder, rows)
     fused = tmp_path / "fused"
@@ -188,18 +191,79 @@ def test_what_peft_trains_is_imported(
     assert_agree(ours(base, rows), expected)
 
 
-def test_all_linear_reaches_the_tower_and_is_refused(base: Any, tmp_path: Path) -> None:
-    """PEFT's "all-linear" adapts the vision tower too; that is told, not dropped."""
+def test_all_linear_reaches_the_tower(base: Any, rows: Rows, tmp_path: Path) -> None:
+    """PEFT's "all-linear" adapts the vision tower and its mergers too; all of it comes along."""
+    import torch  # pyright: ignore[reportMissingImports]
     from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
-    from mondrian_ft.errors import AdapterError
-
-    model: Any = get_peft_model(
-        load_reference(base.folder), LoraConfig(r=4, target_modules="all-linear")
-    )
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", init_lora_weights=False)
+    model: Any = get_peft_model(load_reference(base.folder), config)
     model.save_pretrained(tmp_path / "peft")
-    with pytest.raises(AdapterError, match="adapts the vision tower"):
-        imports.read_foreign(tmp_path / "peft")
+    expected = reference_logits(base, model, rows)
+    untouched = ours(base, rows)
+    read = imports.read_foreign(tmp_path / "peft")
+    assert any(name.startswith("vision_tower.merger.") for name in read.tensors)
+    foreign.attach(base, read)
+    assert_differ(untouched, expected)
+    assert_agree(ours(base, rows), expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_gradients_in_the_tower_are_pytorchs(
+    lab: Any, base: Any, rows: Rows, tmp_path: Path, method: str
+) -> None:
+    """The same loss over the same padded batch: what each tensor of an adapter on language model,
+    tower and mergers would learn from it."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from peft import PeftModel  # pyright: ignore[reportMissingImports]
+
+    from mondrian_ft.model.backend import mx, nn
+    from mondrian_ft.model.qwen3_vl import Unseen, assemble
+
+    folder = saved(lab, base, tmp_path / "adapter", method=method, vision=VISION)
+    model: Any = PeftModel.from_pretrained(load_reference(base.folder), folder, is_trainable=True)
+    inputs = torch_inputs(rows, base.backbone.image_token, base.pad_token)
+    targets = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)[:, 1:]
+    logits = model(**inputs).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.reshape(-1, 1024), targets.reshape(-1)).backward()
+    theirs_of = {
+        name.replace("_vector.default.weight", "_vector").replace(
+            ".default", ""
+        ): value.grad.numpy()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+
+    adapters.load(folder, base)
+    given, _ = assemble(
+        rows.padded(base.pad_token),
+        rows.lengths,
+        [Unseen(mx.array(p), g) if p is not None and g else None for _, p, g in rows.rows],
+        [grid for _, _, grid in rows.rows],
+        image_token=base.backbone.image_token,
+        merge=base.backbone.merge,
+    )
+    flat = targets.reshape(-1).numpy()
+    trained = mx.array(np.flatnonzero(flat >= 0))
+    wanted = mx.array(flat[flat >= 0])
+
+    def loss(_: Any) -> mx.array:
+        found = base.backbone.head(base.backbone.hidden(given))[:, :-1].reshape(-1, 1024)
+        return nn.losses.cross_entropy(found[trained], wanted).mean()
+
+    _, grads = nn.value_and_grad(base.model, loss)(base.model)
+    from mlx.utils import tree_flatten
+
+    mine = {
+        layouts.to_peft_name(name): np.array(value).T
+        for name, value in tree_flatten(grads)  # pyright: ignore
+    }
+    assert mine.keys() == theirs_of.keys()
+    assert any("visual.deepstack_merger_list" in name for name in mine)
+    scale = max(float(np.abs(value).max()) for value in theirs_of.values())
+    for name, value in theirs_of.items():
+        assert np.abs(mine[name] - value).max() < 1e-5 * scale, name
 
 
 def test_pixels_are_transformers_pixels(lab: Any, base: Any, tmp_path: Path) -> None:

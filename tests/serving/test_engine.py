@@ -115,6 +115,41 @@ def test_an_arm_answers_as_in_an_evaluation(lab, base, folders, bench, merge_byt
         assert end.identity.arm == ask.arm
 
 
+@pytest.mark.parametrize("merge_bytes", [0, 1 << 20])
+def test_an_arm_sees_with_its_own_tower(lab, base, bench, tmp_path, merge_bytes) -> None:
+    """Adapters in the tower and one without, all of the same photograph in one batch: each is
+    answered as alone and as in an evaluation, and none is shown another's view."""
+    shapes: list[dict[str, Any]] = [
+        {"seed": 3, "vision": ("qkv", "linear_fc1")},
+        {"seed": 3, "targets": (), "vision": (".*merger.*",), "alpha": 160.0},
+        {"seed": 5, "method": "dora", "vision": ("proj",)},
+        {"seed": 8},
+    ]
+    folders = [
+        save_adapter(lab, base, tmp_path / f"adapter{number}", **shape)
+        for number, shape in enumerate(shapes)
+    ]
+    one = bench(folders=folders, merge_bytes=merge_bytes)
+    arms = [BASE, *map(str, folders)]
+    asks = [
+        replace(make_ask(n, arm, image=picture(1), prompt=PROMPTS[1]), id=f"ask{n}")
+        for n, arm in enumerate([*arms, *arms[::-1]])
+    ]
+    alone = said(one.alone(asks))
+    assert said(one.together(asks)) == alone
+    assert said(one.together(asks, turns=2)) == alone
+    assert len({answer[0] for answer in alone.values()}) == len(arms)
+    one.arms.put_in(one.arms.take(BASE)[1])
+    pixels = lab_pixels(lab, base, asks[0].image)
+    for ask in asks[1 : len(arms)]:
+        with adapters.applied(Path(ask.arm), base, probe=one.arms.probe):
+            (features,) = base.backbone.encode(pixels.patches[None], pixels.grid)
+            tokens = base.prompt_tokens(ask.prompt, pixels.tokens)
+            request = Request(tokens, features, pixels.grid)
+            (expected,) = generate(base, [request], max_tokens=24, batch_size=1)
+        assert alone[ask.id][0] == expected.text
+
+
 def lab_pixels(lab: Any, base: Any, image: bytes) -> Any:
     from mondrian_ft.data.pixels import open_photograph, to_pixels
 

@@ -62,6 +62,61 @@ def test_weights_and_adapter_are_counted_exactly(lab, bits) -> None:
         lora.detach(base.model)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_the_towers_part_of_an_adapter_is_counted_exactly(lab, base, method) -> None:
+    """Every matrix that ``lora.vision`` can name, by its name and size."""
+    from mondrian_ft.model import lora
+
+    shape = Shape.of(config_of(lab))
+    before = size_of(base.model)
+    lab.attach(base, vision=(".*",), method=method)
+    tower = tuple(name for name in lora.lora_layers(base.model) if lora.in_tower(name))
+    assert sorted(tower) == sorted(shape.tower_matrices)
+    setting = Setting(
+        1, checkpoint=False, itemsize=4, rank=4, magnitudes=method == "dora", vision=tower
+    )
+    assert memory.adapter_size(shape, setting) * 4 == size_of(base.model) - before
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_a_trained_tower_keeps_is_as_measured(lab, tmp_path, checkpoint) -> None:
+    """Within 15 % on a CPU: a picture of 1,024 patches in a tower of four blocks."""
+    from mondrian_ft.model import lora
+    from mondrian_ft.model.backend import ON_CPU, mx, nn
+    from mondrian_ft.model.processor import build_model
+    from mondrian_ft.model.qwen3_vl import Qwen3VL
+
+    if not ON_CPU:
+        pytest.skip("the figures of a GPU are no others' business")
+    folder = lab.write_model(tmp_path / "wide", seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "depth": 4,
+        "num_heads": 4,
+        "deepstack_visual_indexes": [1],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shape, model = Shape.of(config), build_model(folder)
+    lora.attach(model, lab.spec(rank=8, targets=(), vision=(".*blocks.*",)), seed=0)
+    backbone, patches = Qwen3VL(model), mx.random.normal((1, 1024, 1536))
+    mx.eval(model.parameters(), patches)
+
+    def loss(_: Any) -> mx.array:
+        features, levels = backbone.tower_forward(patches, (1, 32, 32), checkpoint=checkpoint)
+        return features.sum() + sum(level.sum() for level in levels)
+
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(nn.value_and_grad(model, loss)(model))
+    measured = mx.get_peak_memory() - before
+    setting = Setting(1, checkpoint=checkpoint, itemsize=4, rank=8, vision=("any",))
+    predicted = sum(memory._tower_activations(shape, setting, COSTS["CPU"], [256]))
+    assert abs(predicted / measured - 1) < 0.15, (predicted, measured)
+
+
 def test_the_4b_model_has_its_known_size() -> None:
     """4.44 billion weights (the published checkpoint), 33 million in an adapter of rank 16."""
     setting = Setting(1, checkpoint=False, itemsize=2)

@@ -199,3 +199,36 @@ def test_a_learning_rate_needs_no_tracker() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+class Two(nn.Module):
+    """A pair in the language model and one in the tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.language_model = Pair()
+        self.vision_tower = Pair()
+
+
+@pytest.mark.parametrize(("plus", "vision"), [(1.0, 0.25), (4.0, 0.25), (4.0, 4.0), (2.0, 1.0)])
+def test_the_tower_has_a_rate_of_its_own(plus, vision) -> None:
+    """Each part moves by its own multiple of what it moves by with one rate for all."""
+
+    def moves(**factors: float) -> dict[str, Any]:
+        model, start = Two(), Pair()
+        rate = optim.learning_rate(1e-3, warmup=0, total=5, schedule="constant")
+        optimizer = optim.build("adamw", rate, weight_decay=0.0, **factors)
+        optimizer.init(model.trainable_parameters())
+        grads = {part: mx.ones(start[part].shape) for part in start}
+        optimizer.update(model, {"language_model": grads, "vision_tower": grads})
+        assert number(optimizer.learning_rate) == pytest.approx(1e-3)
+        return {
+            f"{side}.{part}": np.array(model[side][part] - start[part])
+            for side in ("language_model", "vision_tower")
+            for part in start
+        }
+
+    one, several = moves(), moves(plus=plus, vision=vision)
+    for name, value in one.items():
+        factor = (vision if name.startswith("vision") else 1) * (plus if name[-1] == "b" else 1)
+        assert np.allclose(several[name], factor * value, rtol=1e-3), name
