@@ -198,7 +198,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     )
     if adapter is not None and "tuned" in done.report["evidence"]["arms"]:
         own = run.folder / "evaluation" / "comparison_report.json"
-        versioning.file_report(config, run, adapter.hash, own)
+        version = versioning.file_report(config, run, adapter.hash, own)
+        if version is not None:
+            versioning.publish(config, run, version)
     done.check()
     return done.report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
