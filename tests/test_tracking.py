@@ -23,10 +23,11 @@ from mondrian_ft.tracking import (
     JsonlTracker,
     Trackers,
     WandbTracker,
+    background,
     logged_in,
     wandb_mode,
+    weights_and_biases,
 )
-from mondrian_ft.tracking import background, weights_and_biases
 from mondrian_ft.tracking.offline import records
 
 KEY = "0" * 40
@@ -39,6 +40,7 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any) -> 
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("NETRC", raising=False)
+    weights_and_biases.REFUSED.clear()
 
 
 class FakeWandb(types.ModuleType):
@@ -206,6 +208,12 @@ def test_an_unreachable_server_means_offline_and_one_warning(
     assert len(warnings) == 1
     assert "W&B cannot be reached (online is down)" in warnings[0]
     assert "second line" not in warnings[0]
+    # The next job of a sweep does not ask a server that does not answer.
+    again = WandbTracker("online", tmp_path, {}, warnings.append)
+    again.log({"loss": 1.0}, step=1)
+    again.close()
+    assert [call["mode"] for call in module.inits] == ["online", "offline", "offline"]
+    assert "earlier job of this sweep" in warnings[1]
 
 
 @pytest.mark.parametrize("broken", ["offline", "log", "finish"])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+EMPTY = 7
+"""Bytes of a file without a record."""
 _BLOCK, _HEADER = 32_768, 7
 _FULL, _LAST = 1, 4
 
@@ -20,9 +22,9 @@ def records(path: Path) -> Iterator[Any]:
     Raises:
         OSError: the file cannot be read.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore
 
-    for data in _raw(path.read_bytes(), _HEADER):
+    for data in _raw(path.read_bytes(), EMPTY):
         yield Record.FromString(data)
 
 
@@ -32,7 +34,7 @@ def closed(path: Path) -> bool:
     Only the file's end is read. A file that cannot be read was not.
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore
 
     try:
         size = path.stat().st_size
@@ -41,10 +43,8 @@ def closed(path: Path) -> bool:
         with path.open("rb") as file:
             file.seek(start)
             data = file.read()
-        last = None
-        for last in _raw(data, _HEADER if start == 0 else 0):
-            pass
-        return last is not None and Record.FromString(last).HasField("exit")
+        found = list(_raw(data, EMPTY if start == 0 else 0))
+        return bool(found) and Record.FromString(found[-1]).HasField("exit")
     except (OSError, DecodeError):
         return False
 

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import string
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MondrianError
 from ..files import atomic_write_json, is_read_only
 from .background import Background
-from .offline import closed
+from .offline import EMPTY, closed
 
 if TYPE_CHECKING:
     from ..registry import Version
@@ -38,6 +39,10 @@ IDENTITY = "wandb.json"
 """Beside a training's checkpoints: which W&B run it is, so that a resumed one goes on with it."""
 CLOSING = {"offline": 30.0, "online": 120.0}
 """Seconds that the end of a run waits for W&B, by mode."""
+WRITTEN = 5.0
+"""Seconds after which a file that W&B has finished, and is not whole, will not become so."""
+REFUSED: set[tuple[Any, Any]] = set()
+"""(Project, entity) that W&B took no run of in this process: a sweep's next job asks no more."""
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -213,8 +218,10 @@ class WandbTracker:
                 for folder in self._earlier
                 for piece in sorted(Path(folder).glob(f"offline-run-*-{self._settings['id']}"))
             ]
-            facts["sync"] = _sync_command([*dict.fromkeys([*pieces, self._kept])])
-            self._say(f"W&B:      kept on disk; send it with: {facts['sync']}")
+            # One that was killed early has written nothing.
+            if there := [path for path in dict.fromkeys([*pieces, self._kept]) if _holds(path)]:
+                facts["sync"] = _sync_command(there)
+                self._say(f"W&B:      kept on disk; send it with: {facts['sync']}")
         self._record(facts)
 
     # --- on the worker's thread -----------------------------------------------------------------
@@ -237,17 +244,25 @@ class WandbTracker:
         logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
         import wandb
 
-        run = None
-        if self._mode == "online":
+        run, target = None, (self._settings.get("project"), self._settings.get("entity"))
+        if self._mode == "online" and target in REFUSED:
+            self._warnings.put(
+                "W&B took no run of an earlier job of this sweep, so this one is kept in "
+                f"{self._folder / 'wandb'} at once."
+            )
+        elif self._mode == "online":
             try:
                 run = self._init(wandb, "online")
                 self._online = True
                 self._url = getattr(run, "url", None)
             except Exception as error:
+                REFUSED.add(target)
                 self._warnings.put(
                     f"{_cause(error, self._settings)}; training goes on, and this run is kept in "
                     f"{self._folder / 'wandb'}."
                 )
+                # Its process would go on to hold the run's id for itself.
+                self._let_go()
         if run is None:
             run = self._init(wandb, "offline")
         files = getattr(run, "dir", None)
@@ -291,9 +306,13 @@ class WandbTracker:
             return
         if self._kept is None or self._failed:
             return
-        files = list(self._kept.glob("run-*.wandb"))
-        if not (files and closed(files[0])):
-            self._give_up(f"{self._kept} is not whole, as on a full disk")
+        # What is finished may still be on its way to the disk.
+        until = time.monotonic() + WRITTEN
+        while not closed(self._kept / f"run-{self._settings['id']}.wandb"):
+            if time.monotonic() > until:
+                self._give_up(f"{self._kept} was not written to its end, as on a full disk")
+                return
+            time.sleep(0.02)
 
     def _give_up(self, reason: str) -> None:
         if not self._failed:
@@ -331,6 +350,11 @@ def _end_service() -> None:
     except (ImportError, AttributeError, OSError) as error:
         # Another version of W&B keeps it elsewhere; then the process may end late, not wrong.
         logging.getLogger(__name__).debug("W&B's process was not ended: %s", error)
+
+
+def _holds(folder: Path) -> bool:
+    """Whether a run of W&B on disk holds anything."""
+    return any(path.stat().st_size > EMPTY for path in folder.glob("run-*.wandb"))
 
 
 def _sync_command(folders: list[Path]) -> str:
@@ -462,7 +486,11 @@ def _cause(error: Exception, settings: Mapping[str, Any]) -> str:
 
 def _short(error: BaseException) -> str:
     """What an error says in a line, without the stop that would end our own sentence."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    whole = str(error).strip() or type(error).__name__
+    if asked := re.search(r"POST (\S+) giving up after", whole):
+        # The reason comes last: a status, or what the socket said.
+        return f"{asked[1]}: {whole.splitlines()[-1].split(': ')[-1].rstrip('.')}"
+    text = whole.splitlines()[0].rstrip(".")
     if answer := re.search(r'"message":"([^"]+)"', text):
         text = f"{text[: text.index('{')].rstrip(': ')}: {answer[1]}"
     # Which of its questions failed is of no use to who reads it.
