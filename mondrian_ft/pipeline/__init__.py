@@ -299,10 +299,17 @@ def prune(task: tasks.Prune, config: Config, run: Run) -> None:
 
 
 def report(task: tasks.Report, config: Config, run: Run) -> None:
-    """Finished runs of an experiment, gathered into a page."""
+    """Runs compared on a page."""
     from . import reporting
 
     reporting.report(task, config, run)
+
+
+def workspace(task: tasks.Workspace, config: Config, run: Run) -> None:
+    """The dashboards in Weights & Biases."""
+    from . import dashboards
+
+    dashboards.workspace(task, config, run)
 
 
 def sample_model(task: tasks.SampleModel, config: Config, run: Run) -> float | None:

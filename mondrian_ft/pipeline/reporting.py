@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,9 @@ def _named(given: str, left_out: list[str]) -> Iterator[Path]:
     if (path / "run.json").is_file():
         yield path
         return
-    found = [Path(one) for one in sorted(glob(given))] if has_magic(given) else [path]
+    found = [path]
+    if has_magic(given):
+        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=_order)
     found = [run for one in found for run in _below(one)]
     if not found:
         raise DataError(f"{given} holds no run.json, so it is no run folder.")

@@ -323,7 +323,7 @@ def importance(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, floa
                 continue
             from scipy.stats import spearmanr
 
-            share, free = float(spearmanr(values, results).statistic) ** 2, 2
+            share, free = float(spearmanr(values, results)[0]) ** 2, 2  # pyright: ignore
         found[key] = max(0.0, 1 - (1 - share) * (len(known) - 1) / (len(known) - free))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -336,7 +336,7 @@ def axes(
     *,
     most: int,
 ) -> tuple[list[Axis], list[Curve]]:
-    """The settings' axes and the result's, and each run's way through them, in axis units 0 to 1."""
+    """The settings' axes and the result's, and each run's way through them, from 0 to 1 on each."""
     known = [entry for entry in entries if entry.result is not None]
     keys = [*weights, *(key for key in swept if key not in weights)]
     keys = [key for key in swept if key in keys[:most]]
@@ -345,7 +345,10 @@ def axes(
     lines = []
     for entry in reversed(known):
         values = [*(entry.config.get(key) for key in keys), entry.result]
-        points = [(float(i), axis.at(value)) for i, (axis, value) in enumerate(zip(made, values))]
+        points = [
+            (float(i), axis.at(value))
+            for i, (axis, value) in enumerate(zip(made, values, strict=True))
+        ]
         lines.append(Curve(str(entry.number), entry.css, entry.name, points))
     return made, lines
 

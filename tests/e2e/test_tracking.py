@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mondrian_ft.pipeline import dashboards
 from mondrian_ft.tracking.offline import records
 
 from .conftest import Finished, environment, finished, read_json, typed
@@ -267,3 +268,18 @@ def test_a_killed_training_goes_on_as_the_same_run(tmp_path: Path, sample_run: F
     assert re.findall(r"offline-run-\S+", said) == [path.parent.name for path in files]
     kept = read_json(tmp_path / "adapter" / "checkpoints" / "wandb.json")
     assert kept["id"] == one.run.run_id
+
+
+def test_every_panel_of_the_dashboards_is_logged(kept: Kept) -> None:
+    """A panel of a metric that no run has would stay empty, and say nothing of it."""
+    named = {key for row in kept.rows for key in row}
+    for lines in dashboards.LINES.values():
+        for panel in lines:
+            assert set(panel.metrics) <= named, panel.title
+    assert {dashboards.AXIS, dashboards.PAGE, *dashboards.TABLES} <= named
+    for bars in dashboards.BARS:
+        assert set(bars.metrics) <= kept.summary.keys(), bars.title
+    assert dashboards.RESULT in kept.summary
+    for key in dashboards.SETTINGS:
+        group, _, name = key.partition(".")
+        assert name in kept.config[group], key
