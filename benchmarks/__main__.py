@@ -22,6 +22,7 @@ from . import (
     pieces,
     service,
     similar,
+    tracking,
     training_step,
 )
 
@@ -29,6 +30,7 @@ ENTRIES = {
     "training_step": training_step.run,
     "main_job": main_job.run,
     **pieces.ENTRIES,
+    "tracking": tracking.run,
     "memory_fit": memory_fit.run,
     "decode": decode.sample,
     "service": service.run,

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 Number = float | int | None
+# Made once: json.dumps would make an encoder for every line.
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Tracker(Protocol):
@@ -106,7 +108,7 @@ class JsonlTracker:
                 # Unbuffered: a line is out when this returns, and a full disk leaves nothing
                 # behind that closing would trip over again.
                 self._file = self.path.open("ab", buffering=0)
-            self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            self._file.write((_ENCODE(line) + "\n").encode())
         except OSError as error:
             raise MondrianError(
                 f"cannot write {self.path}: {error.strerror or error}; free some space or choose "

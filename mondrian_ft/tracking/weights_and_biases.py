@@ -267,8 +267,10 @@ class WandbTracker:
             run = self._init(wandb, "offline")
         files = getattr(run, "dir", None)
         self._kept = Path(files).parent if files else None
-        for glob in ("train/*", "eval/*", "end/*"):
+        for glob in ("train/*", "eval/*"):
             run.define_metric(glob, step_metric=STEP)
+        # One point each: figures, and no curves.
+        run.define_metric("end/*", step_metric=STEP, hidden=True)
         # The best so far beside the last, for tables and sweeps.
         run.define_metric("eval/val_loss", step_metric=STEP, summary="min,last")
         return run
