@@ -97,46 +97,38 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
     rows = [(record(run), run.config) for run in runs]
     rows.sort(key=lambda row: rank(row[0]))
     swept = differing(runs)
-    heads = [
-        "run",
-        *swept,
-        "photographs",
-        "base",
-        "tuned",
-        "constant",
-        "format",
-        "held-out loss",
-        "verdict",
-        "adapter",
-    ]
     typed = dict.fromkeys(facts["command"] for facts, _ in rows)
+    table = [
+        {
+            "run": facts["run"],
+            **{key: value(config.get(key)) for key in swept},
+            "photographs": str(facts["photographs"] or wording.NONE),
+            "base": wording.points(facts["score_mae_base"]),
+            "tuned": _with_interval(facts),
+            "constant": wording.points(facts["score_mae_mean"]),
+            "format": wording.percent(facts["format_strict_tuned"]),
+            "held-out loss": wording.NONE
+            if facts["val_loss"] is None
+            else f"{facts['val_loss']:.3f}",
+            "verdict": (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
+            "adapter": " ".join(
+                [(facts["adapter"] or wording.NONE)[:12], *filter(None, [facts["version"]])]
+            ),
+        }
+        for facts, config in rows
+    ]
+    # A column that says nothing of any run is left out.
+    heads = [
+        head for head in table[0] if head in swept or {row[head] for row in table} != {wording.NONE}
+    ]
     lines = [BEGIN, "", "```console", *(f"$ {command}" for command in typed), "```", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
-    for facts, config in rows:
-        interval = wording.interval(facts["score_mae_tuned_interval"])
-        tuned = wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
-        adapter = (facts["adapter"] or wording.NONE)[:12]
+    lines += [_line([row[head] for head in heads]) for row in table]
+    if "tuned" in heads:
         lines.append(
-            _line(
-                [
-                    facts["run"],
-                    *(value(config.get(key)) for key in swept),
-                    str(facts["photographs"] or wording.NONE),
-                    wording.points(facts["score_mae_base"]),
-                    tuned,
-                    wording.points(facts["score_mae_mean"]),
-                    wording.percent(facts["format_strict_tuned"]),
-                    wording.NONE if facts["val_loss"] is None else f"{facts['val_loss']:.3f}",
-                    (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
-                    f"{adapter} {facts['version'] or ''}".strip(),
-                ]
-            )
+            "\nScore errors in points of 10, lower is better, with a 95 % interval over "
+            "photographs; *constant* gives every photograph the training rows' mean."
         )
-    lines += [
-        "",
-        "Score errors in points of 10, lower is better, with a 95 % interval over photographs; "
-        "*constant* gives every photograph the training rows' mean.",
-    ]
     lines += [f"\n{sentence}" for sentence in cautions([facts for facts, _ in rows])]
     lines += [
         f"\nRun {facts['run']} failed: {facts['error']}" for facts, _ in rows if _failed(facts)
@@ -144,6 +136,11 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
     if page is not None:
         lines.append(f"\nCurves, intervals and settings side by side: [{page}]({page}).")
     return "\n".join([*lines, "", END])
+
+
+def _with_interval(facts: Mapping[str, Any]) -> str:
+    interval = wording.interval(facts["score_mae_tuned_interval"])
+    return wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
 
 
 def _failed(facts: Mapping[str, Any]) -> bool:
