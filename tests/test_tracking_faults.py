@@ -6,20 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.wandb_server import refusing, taking
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0" * 40
 STEPS = 30
 
 SCRIPT = f"""
-import json, os, resource, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys, time, urllib.request
 from pathlib import Path
 from mondrian_ft.config import Config
 from mondrian_ft.run import Run
@@ -30,6 +28,7 @@ from mondrian_ft.tracking import weights_and_biases
 mode, fault, jobs = sys.argv[1:4]
 weights_and_biases.CLOSING["offline"] = 5.0 if fault == "stop" else 30.0
 weights_and_biases.WRITTEN = 1.0
+weights_and_biases.SENDING = 5.0 if fault == "gone" else 60.0
 
 def service():
     found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True)
@@ -47,7 +46,11 @@ for job in range(int(jobs)):
                 while not list(Path(str(job)).glob("wandb/*/files/requirements.txt")):
                     assert time.monotonic() < until
                     time.sleep(0.02)
-            if step == 5 and job == 0 and fault != "none":
+            if fault == "gone" and step == 5:
+                while not list(Path(str(job)).glob("wandb/*/files/requirements.txt")):
+                    time.sleep(0.02)
+                urllib.request.urlopen(os.environ["WANDB_BASE_URL"] + "/quit").read()
+            elif step == 5 and job == 0 and fault != "none":
                 if fault == "full":
                     # What a full disk is for its writes: they fail.
                     resource.prlimit(service(), resource.RLIMIT_FSIZE, (2000, 2000))
@@ -90,34 +93,6 @@ def warnings(folder: Path, job: int = 0) -> list[str]:
     return json.loads((folder / str(job) / "run.json").read_text())["warnings"]
 
 
-@contextmanager
-def server(status: int, message: str) -> Iterator[str]:
-    """A W&B server that answers every question in the same way; its address."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            data = json.dumps({"data": None, "errors": [{"message": message}]}).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_address[1]}"
-    finally:
-        made.shutdown()
-        made.server_close()
-
-
 def test_wandb_killed_in_mid_run(tmp_path: Path) -> None:
     """One plain warning; the sweep's next job has a W&B of its own again."""
     done = run(tmp_path, "offline", "kill", jobs=2)
@@ -133,8 +108,8 @@ def test_wandb_killed_in_mid_run(tmp_path: Path) -> None:
 
 def test_a_wrong_key(tmp_path: Path) -> None:
     """The run is kept, the next job does not ask again, and what to do is said."""
-    with server(401, "user is not logged in") as address:
-        done = run(tmp_path, "online", "none", 2, WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    with refusing(401, "user is not logged in") as server:
+        done = run(tmp_path, "online", "none", 2, WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
     first, second = warnings(tmp_path, 0), warnings(tmp_path, 1)
     assert len(first) == len(second) == 1
     assert "W&B does not take the key (returned error 401: user is not logged in)" in first[0]
@@ -146,6 +121,43 @@ def test_a_wrong_key(tmp_path: Path) -> None:
         True,
         True,
     ]
+
+
+def test_online_every_number_arrives(tmp_path: Path) -> None:
+    """Each job is a run of its own, asked for as one to go on with, and finished."""
+    with taking() as server:
+        done = run(tmp_path, "online", "none", 2, WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
+    assert warnings(tmp_path, 0) == warnings(tmp_path, 1) == []
+    ids = [given["name"] for name, given in server.asked if name == "RunResumeStatus"]
+    kept = [json.loads((tmp_path / str(job) / "run.json").read_text())["wandb"] for job in (0, 1)]
+    assert ids == [facts["id"] for facts in kept]
+    assert len(set(ids)) == 2
+    for job, (one, facts) in enumerate(zip(ids, kept, strict=True)):
+        assert [row["train/step"] for row in server.rows[one]] == list(range(STEPS))
+        assert [row["train/loss"] for row in server.rows[one]] == pytest.approx(
+            [1 / (step + 1) for step in range(STEPS)]
+        )
+        assert server.exits[one] == 0
+        assert facts["url"] == f"{server.address}/nobody/mondrian_ft/runs/{one}"
+        assert "sync" not in facts
+        named = [given for name, given in server.asked if name == "UpsertBucket"]
+        told = [given for given in named if given["name"] == one and given["displayName"]]
+        assert told[0]["displayName"] == f"sample/{job}"
+        assert told[0]["groupName"] == "sweep"
+        assert told[0]["jobType"] == "link"
+    assert [line.split()[1] for line in done.stdout.splitlines()[:-1]] == [
+        facts["url"] for facts in kept
+    ]
+
+
+@pytest.mark.full
+def test_a_server_that_goes_away(tmp_path: Path) -> None:
+    """In mid-run: the run ends as well as it would have, and can be sent later."""
+    with taking() as server:
+        done = run(tmp_path, "online", "gone", WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
+    (warning,) = warnings(tmp_path)
+    assert "it has not taken everything within 5 seconds" in warning
+    assert "wandb sync 0/wandb/run-" in done.stdout
 
 
 @pytest.mark.full
@@ -182,8 +194,8 @@ def test_a_disk_that_wandb_can_no_longer_write(tmp_path: Path) -> None:
 )
 def test_a_server_that_refuses(tmp_path: Path, status: int, message: str, told: str) -> None:
     """An entity that is not there or not ours, a server in trouble: why, and what to look at."""
-    with server(status, message) as address:
-        done = run(tmp_path, "online", "none", WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    with refusing(status, message) as server:
+        done = run(tmp_path, "online", "none", WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
     (warning,) = warnings(tmp_path)
     assert told in warning
     assert "wandb sync 0/wandb/offline-run-" in done.stdout

@@ -39,6 +39,8 @@ IDENTITY = "wandb.json"
 """Beside a training's checkpoints: which W&B run it is, so that a resumed one goes on with it."""
 CLOSING = {"offline": 30.0, "online": 120.0}
 """Seconds that the end of a run waits for W&B, by mode."""
+SENDING = 60.0
+"""Seconds of those for what is still to be sent."""
 WRITTEN = 5.0
 """Seconds after which a file that W&B has finished, and is not whole, will not become so."""
 REFUSED: set[tuple[Any, Any]] = set()
@@ -284,7 +286,9 @@ class WandbTracker:
             # A dead network must cost seconds, not the minutes these wait by default.
             init_timeout=30.0,
             login_timeout=10.0,
-            finish_timeout=60.0,
+            finish_timeout=SENDING,
+            # Else a server that went away in mid-run would look as if it had everything.
+            finish_timeout_raises=True,
             x_graphql_retry_max=3,
             x_graphql_timeout_seconds=10.0,
         )
@@ -303,7 +307,9 @@ class WandbTracker:
         try:
             run.finish(exit_code=code)
         except Exception as error:
-            self._give_up(_short(error))
+            late = isinstance(error, TimeoutError)
+            told = f"it has not taken everything within {SENDING:.0f} seconds"
+            self._give_up(told if late else _short(error))
             self._let_go()
             return
         if self._kept is None or self._failed:
