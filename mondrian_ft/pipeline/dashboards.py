@@ -109,8 +109,9 @@ def build(title: str, project: str, entity: str) -> Any:
         *(wr.WeavePanelSummaryTable(table_name=table) for table in TABLES),
         wr.MediaBrowser(title="Report", media_keys=[PAGE]),
     ]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in SETTINGS]
-    columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(RESULT)))
+    column = wr.ParallelCoordinatesPlotColumn  # pyright: ignore[reportPrivateImportUsage]
+    columns = [column(metric=wr.Config(key)) for key in SETTINGS]
+    columns.append(column(metric=wr.SummaryMetric(RESULT)))
     sweep = [
         wr.ParallelCoordinatesPlot(title="Settings and score error", columns=columns),
         wr.ParameterImportancePlot(with_respect_to=RESULT),
