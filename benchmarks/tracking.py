@@ -19,7 +19,23 @@ BLOCK = 25
 """Steps of a block."""
 FAST = 0.047
 """Seconds of a step of the made-up loop: the least that one of a 4B model can take on an H200."""
-NAMES = ["epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "trained_tokens_per_second", "trained_tokens", "data_wait_seconds", "peak_memory_gb", "seconds", "bad_steps", "token_accuracy", "padding_share", "eta_seconds"]
+NAMES = (
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "trained_tokens_per_second",
+    "trained_tokens",
+    "data_wait_seconds",
+    "peak_memory_gb",
+    "seconds",
+    "bad_steps",
+    "token_accuracy",
+    "padding_share",
+    "eta_seconds",
+)
+"""What an update logs."""
 
 
 def run(repeats: int) -> dict[str, Any]:
