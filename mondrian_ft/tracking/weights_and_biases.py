@@ -386,7 +386,7 @@ def _kept_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["WANDB_DATA_DIR"]
+        os.environ.pop("WANDB_DATA_DIR", None)
 
 
 def _send_evaluation(run: Any, tables: Mapping[str, Table], page: Path) -> None:
