@@ -484,7 +484,7 @@ class Report(Task):
 
 @dataclass
 class Workspace(Task):
-    """The dashboards of our runs in Weights & Biases: built, and sent where W&B is online."""
+    """W&B dashboards of our runs: built, and sent where W&B is online."""
 
     title: str = "mondrian_ft"
     """What the workspace is called in its project."""
