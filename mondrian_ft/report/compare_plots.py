@@ -92,7 +92,7 @@ def curves(lines: Sequence[Curve], name: str, *, width: int, height: int) -> str
     low = 0.95 * values[0] if values[0] > top / 3 else 0.0
     right = max(step for step, _ in every) or 1.0
     frame = Frame(40, 12, width - 40 - 30, height - 12 - 40, (0, right), (low, top))
-    parts = [_open(width, height, f"{name} of {len(lines)} runs over updates. {_ends(lines)}")]
+    parts = [_open(width, height, f"{name} over updates. {_ends(lines)}")]
     for value in ticks(low, top, about=4):
         if low <= value <= top:
             _, y = frame.at((0, value))
@@ -177,18 +177,22 @@ def _open(width: int, height: int, described: str) -> str:
 
 
 def _titled(line: Curve) -> str:
-    return str(escape(f"Run {line.number}: {line.name}"))
+    return str(escape(f"Run {line.number}: {line.name}" if line.number else line.name))
 
 
 def _ends(lines: Sequence[Curve]) -> str:
     """The last values in words, the best run first."""
-    told = [f"run {line.number} ends at {line.points[-1][1]:.3f}" for line in reversed(lines)]
-    return f"{'; '.join(told[:8])}."
+    told = [
+        f"{f'run {line.number}' if line.number else 'it'} ends at {line.points[-1][1]:.4g}"
+        for line in reversed(lines)
+    ]
+    said = "; ".join(told[:8])
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def _numbers(frame: Frame, lines: Sequence[Curve], top: float) -> list[str]:
     """Each coloured run's number beside the end of its line, kept apart from its neighbours."""
-    coloured = [line for line in lines if line.css != "rx"]
+    coloured = [line for line in lines if line.number and line.css != "rx"]
     ends = [(_end(frame, line, top), line) for line in coloured]
     ends.sort(key=lambda end: end[0])
     floor = frame.top + frame.height
