@@ -114,7 +114,7 @@ def curves(lines: Sequence[Curve], name: str, *, width: int, height: int) -> str
         "updates</text>"
     )
     for line in lines:
-        inside = [(step, min(value, top)) for step, value in line.points]
+        inside = [(step, min(value, top)) for step, value in thinned(line.points, width)]
         parts.append(f'<g class="{line.css}"><title>{_titled(line)}</title>')
         parts.append(frame.line(inside, "way"))
         if len(inside) <= 40:
@@ -126,6 +126,22 @@ def curves(lines: Sequence[Curve], name: str, *, width: int, height: int) -> str
         parts.append("</g>")
     parts += _numbers(frame, lines, top)
     return "".join(parts) + "</svg>"
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many points and the last: of each stretch the lowest and the highest.
+
+    More than there are pixels would only make the page heavy, and a peak is not lost.
+    """
+    if len(points) <= most:
+        return list(points)
+    stretch = -(-2 * len(points) // most)
+    found: list[Point] = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        found += sorted(ends)
+    return found if found[-1] == points[-1] else [*found, points[-1]]
 
 
 def parallel(

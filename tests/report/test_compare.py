@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mondrian_ft.report import compare
-from mondrian_ft.report.compare_plots import Axis, Curve, curves, parallel
+from mondrian_ft.report.compare_plots import Axis, Curve, curves, parallel, thinned
 from mondrian_ft.report.experiment import GatheredRun, record
 
 
@@ -187,6 +187,17 @@ def test_lines_of_one_point_and_of_no_run() -> None:
     assert "<circle" in drawn
     assert "&lt;a&gt;" in drawn
     assert parallel([Axis.of("k", [1])], [], width=300, height=200) is None
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_peaks() -> None:
+    points = [(float(n), 0.5 + 0.001 * (n % 7)) for n in range(20_000)]
+    points[777] = (777.0, 9.0)
+    kept = thinned(points, 1000)
+    assert len(kept) <= 1001
+    assert (777.0, 9.0) in kept
+    assert kept[-1] == points[-1]
+    assert kept == sorted(kept)
+    assert thinned(points[:10], 1000) == points[:10]
 
 
 def test_numbers_at_the_ends_of_lines_do_not_cover_each_other() -> None:
