@@ -23,6 +23,7 @@ from . import (
     pieces,
     service,
     similar,
+    tracking,
     training_step,
 )
 
@@ -32,6 +33,7 @@ ENTRIES = {
     "epoch_cost": epoch_cost.run,
     "main_job": main_job.run,
     **pieces.ENTRIES,
+    "tracking": tracking.run,
     "memory_fit": memory_fit.run,
     "decode": decode.sample,
     "service": service.run,

@@ -171,7 +171,7 @@ class Run:
 
     def _close(self, status: str, **facts: Any) -> None:
         try:
-            self.tracker.close()
+            self.tracker.close(status == "done")
         finally:
             self._state |= {
                 "status": status,

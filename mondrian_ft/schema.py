@@ -561,6 +561,9 @@ class TrackingConfig:
     """W&B group; null groups the jobs of one sweep."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
+    tensorboard: bool = False
+    """Write the numbers as TensorBoard's event files too, into ``tensorboard/`` of the run folder;
+    needs the extra ``tensorboard``."""
 
 
 @dataclass

@@ -468,10 +468,11 @@ class Prune(Task):
 
 @dataclass
 class Report(Task):
-    """Finished runs -> experiments/<name>/: what they gave, in a table to decide under."""
+    """Runs compared -> experiments/<name>/: a page, and a table to decide under."""
 
     runs: list[str] = field(default_factory=list, metadata={"path": "always"})
-    """Run folders to gather; none is every evaluated run of this experiment."""
+    """Run folders, folders of them such as a sweep's, or patterns ('outputs/sweeps/*'); none is
+    every evaluated run of this experiment."""
     output_dir: str | None = _path()
     """Where to write; null is ``experiments/<experiment_name>``."""
 
@@ -479,6 +480,23 @@ class Report(Task):
         from . import pipeline
 
         return pipeline.report(self, config, run)
+
+
+@dataclass
+class Workspace(Task):
+    """W&B dashboards of our runs: built, and sent where W&B is online."""
+
+    title: str = "mondrian_ft"
+    """What the workspace is called in its project."""
+
+    def __post_init__(self) -> None:
+        if not self.title.strip():
+            raise ConfigError("task.title is empty, but the workspace needs a name.")
+
+    def run(self, config: Config, run: Run) -> float | None:
+        from . import pipeline
+
+        return pipeline.workspace(self, config, run)
 
 
 @dataclass
@@ -537,6 +555,7 @@ TASKS: dict[str, type[Task]] = {
     "rollback": Rollback,
     "prune": Prune,
     "report": Report,
+    "workspace": Workspace,
     "sample_model": SampleModel,
 }
 """Every task by the name it is chosen with, in the order a person meets them."""

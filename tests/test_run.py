@@ -76,9 +76,9 @@ def test_the_tracker_is_closed_however_the_run_ends(tmp_path: Path, config: Conf
     """An open W&B run would swallow the next job of a sweep."""
     closed = []
     with pytest.raises(ValueError, match="odd"), Run.open(config, tmp_path) as run:
-        run.tracker.close = lambda: closed.append(True)  # type: ignore[method-assign]
+        run.tracker.close = lambda ok: closed.append(ok)  # type: ignore[method-assign]
         raise ValueError("odd")
-    assert closed == [True]
+    assert closed == [False]
 
 
 def test_warn_shows_and_keeps(tmp_path: Path, config: Config, capsys: Any) -> None:

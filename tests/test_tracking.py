@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,12 @@ from mondrian_ft.tracking import (
     JsonlTracker,
     Trackers,
     WandbTracker,
+    background,
     logged_in,
     wandb_mode,
+    weights_and_biases,
 )
+from mondrian_ft.tracking.offline import records
 
 KEY = "0" * 40
 
@@ -38,6 +40,7 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any) -> 
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("NETRC", raising=False)
+    weights_and_biases.REFUSED.clear()
 
 
 class FakeWandb(types.ModuleType):
@@ -49,26 +52,41 @@ class FakeWandb(types.ModuleType):
         self.inits: list[dict[str, Any]] = []
         self.logged: list[tuple[dict[str, Any], int]] = []
         self.summary: dict[str, Any] = {}
-        self.finished = 0
+        self.defined: dict[str, dict[str, Any]] = {}
+        self.exits: list[int] = []
 
     def _maybe(self, what: str) -> None:
         if what in self.broken:
             raise ConnectionError(f"{what} is down.\nsecond line")
 
+    @property
+    def finished(self) -> int:
+        return len(self.exits)
+
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
+
+    def setup(self, settings: Any) -> None:
+        pass
+
+    def teardown(self) -> None:
+        pass
+
+    def define_metric(self, name: str, **options: Any) -> None:
+        self.defined[name] = options
 
     def init(self, **arguments: Any) -> FakeWandb:
         self.inits.append(arguments)
         self._maybe(arguments["mode"])
+        self.offline = arguments["mode"] == "offline"
         return self
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self._maybe("log")
         self.logged.append((metrics, step))
 
-    def finish(self) -> None:
-        self.finished += 1
+    def finish(self, exit_code: int = 0) -> None:
+        self.exits.append(exit_code)
         self._maybe("finish")
 
 
@@ -166,7 +184,12 @@ def test_wandb_waits_for_the_first_number(tmp_path: Path, monkeypatch: pytest.Mo
     tracker.close()
     assert [call["mode"] for call in module.inits] == ["offline"]
     assert module.inits[0]["dir"] == str(tmp_path)
-    assert module.logged == [({"train/loss": 1.0}, 1), ({"eval/val_loss": 2.0}, 1)]
+    assert module.logged == [
+        ({"train/loss": 1.0, "train/step": 1}, 1),
+        ({"eval/val_loss": 2.0, "train/step": 1}, 1),
+    ]
+    assert {"train/*", "eval/*", "eval/val_loss"} <= module.defined.keys()
+    assert {options["step_metric"] for options in module.defined.values()} == {"train/step"}
     assert module.finished == 1
 
 
@@ -183,8 +206,14 @@ def test_an_unreachable_server_means_offline_and_one_warning(
     assert [call["mode"] for call in module.inits] == ["online", "offline"]
     assert len(module.logged) == 2
     assert len(warnings) == 1
-    assert "wandb sync" in warnings[0]
+    assert "W&B cannot be reached (online is down)" in warnings[0]
     assert "second line" not in warnings[0]
+    # The next job of a sweep does not ask a server that does not answer.
+    again = WandbTracker("online", tmp_path, {}, warnings.append)
+    again.log({"loss": 1.0}, step=1)
+    again.close()
+    assert [call["mode"] for call in module.inits] == ["online", "offline", "offline"]
+    assert "earlier job of this sweep" in warnings[1]
 
 
 @pytest.mark.parametrize("broken", ["offline", "log", "finish"])
@@ -223,7 +252,13 @@ def test_the_run_names_groups_and_configures_wandb(
     job(0)
     with pytest.raises(MondrianError):
         job(1)
-    assert module.finished == 2
+    assert module.exits == [0, 1]
+    assert [call["reinit"] for call in (call["settings"] for call in module.inits)] == [
+        "create_new",
+        "create_new",
+    ]
+    assert module.inits[0]["id"] != module.inits[1]["id"]
+    assert [call["job_type"] for call in module.inits] == ["link", "link"]
     assert [call["group"] for call in module.inits] == ["sweep", "sweep"]
     assert [call["name"] for call in module.inits] == ["sample/0", "sample/1"]
     assert module.inits[0]["project"] == "mondrian_ft"
@@ -257,6 +292,7 @@ def test_an_evaluation_is_made_only_where_it_is_wanted(
     warnings: list[str] = []
     tracker = WandbTracker("offline", tmp_path, {}, warnings.append)
     tracker.log({"loss": 1.0}, step=1)
+    tracker.close()
     Trackers(tracker).show(tables, tmp_path / "report.html")
     assert made == []
     assert len(warnings) == 1
@@ -269,25 +305,11 @@ def test_an_evaluation_that_wandb_refuses_is_one_warning(
     """Its failure stops no run, and where it keeps its files is left as it was."""
     fake(monkeypatch)  # which has neither tables nor artifacts
     warnings: list[str] = []
-    WandbTracker("offline", tmp_path, {}, warnings.append).show(dict, tmp_path / "report.html")
+    tracker = WandbTracker("offline", tmp_path, {}, warnings.append)
+    tracker.show(dict, tmp_path / "report.html")
+    tracker.close()
     assert len(warnings) == 1
     assert "WANDB_DATA_DIR" not in os.environ
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a ``.wandb`` file: LevelDB's log format after a header of 7 bytes."""
-    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    data, at, record = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        record += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield proto.Record.FromString(record)
-            record = b""
 
 
 def test_the_real_wandb_offline(tmp_path: Path) -> None:
@@ -325,9 +347,13 @@ with Run.open(Config(task=Link()), Path("here")) as run:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert len(lines(tmp_path / "here" / "training_log.jsonl")) == 2
     (log,) = (tmp_path / "here" / "wandb").glob("offline-run-*/*.wandb")
+    # All that is printed is how to send it, typed where it was run.
+    (said,) = done.stdout.splitlines()
+    assert said.startswith("W&B:      kept on disk; send it with: ")
+    assert said.endswith(f"wandb sync {log.parent.relative_to(tmp_path)}")
     kept = {
         entry.path: Path(entry.local_path)
         for record in records(log)
@@ -366,8 +392,9 @@ class Kept:
         self.files: list[str] = []
         self.saved = 0
 
-    def add_dir(self, folder: str) -> None:
-        self.files += sorted(path.name for path in Path(folder).iterdir())
+    def add_file(self, path: str, name: str, policy: str = "mutable") -> None:
+        assert Path(path).is_file()
+        self.files.append(f"{name}: {policy}")
 
     def save(self) -> None:
         self.saved += 1
@@ -394,10 +421,20 @@ class ArtifactWandb(FakeWandb):
         made.aliases = list(aliases)
 
     def use_artifact(self, name: str) -> Kept:
+        if self.offline:
+            raise TypeError("Cannot use artifact when in offline mode.")
         self.used.append(name)
         if name not in self.store:
             raise self.Error(f"{name} not found")
         return self.store[name]
+
+    def _log_artifact(
+        self, made: Kept, aliases: list[str], is_user_created: bool, use_after_commit: bool
+    ) -> None:
+        assert is_user_created
+        assert use_after_commit
+        self.log_artifact(made, aliases)
+        self.used.append(made.name)
 
 
 NAME = "sample-ansel"
@@ -408,6 +445,9 @@ def published(tmp_path: Path) -> Version:
     folder = tmp_path / "v1"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").chmod(0o444)
+    (folder / "weights").mkdir()
+    (folder / "weights" / "one").write_text("1")
     return Version("v1", "a" * 64, "2026-11-24", ("candidate",), None, folder, {}, fresh=True)
 
 
@@ -424,12 +464,16 @@ def test_a_registered_version_is_an_artifact(
     module = artifacts(monkeypatch)
     tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
     Trackers(JsonlTracker(tmp_path / "log.jsonl"), tracker).publish(NAME, published)
+    tracker.publish(NAME, published._replace(fresh=False, channels=("candidate", "production")))
+    tracker.close()
     kept = module.store["sample-ansel:registry-v1"]
-    assert (kept.type, kept.files) == ("adapter", ["manifest.json"])
+    assert (kept.type, kept.files) == (
+        "adapter",
+        ["manifest.json: immutable", "weights/one: mutable"],
+    )
     assert (kept.metadata["hash"], kept.metadata["version"]) == ("a" * 64, "v1")
     assert "path" not in kept.metadata
     assert module.store["sample-ansel:candidate"] is kept
-    tracker.publish(NAME, published._replace(fresh=False, channels=("candidate", "production")))
     assert module.used == ["sample-ansel:registry-v1"]
     assert kept.aliases == ["candidate", "production", "registry-v1"]
     assert kept.saved == 1
@@ -443,7 +487,8 @@ def test_a_version_that_wandb_never_saw_gets_there_when_it_is_promoted(
     module = artifacts(monkeypatch)
     tracker = WandbTracker("online", tmp_path, {}, pytest.fail)
     tracker.publish(NAME, published._replace(fresh=False, channels=("production",)))
-    assert module.store["sample-ansel:production"].files == ["manifest.json"]
+    tracker.close()
+    assert len(module.store["sample-ansel:production"].files) == 2
 
 
 def test_another_adapter_of_that_name_is_not_promoted_there(
@@ -455,16 +500,185 @@ def test_another_adapter_of_that_name_is_not_promoted_there(
     tracker = WandbTracker("online", tmp_path, {}, warnings.append)
     tracker.publish(NAME, published)
     tracker.publish(NAME, published._replace(fresh=False, hash="b" * 64))
+    tracker.close()
     assert module.store["sample-ansel:registry-v1"].saved == 0
     assert len(warnings) == 1
     assert "sample-ansel:registry-v1 is another adapter there" in warnings[0]
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
-def test_offline_nothing_is_published(
+def test_offline_a_version_waits_with_its_aliases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version, mode: str
 ) -> None:
-    """Asked for, or because W&B cannot be reached: the registry's own files are enough."""
+    """Asked for, or because W&B cannot be reached; W&B's own call for inputs refuses offline."""
     module = artifacts(monkeypatch, "online")
-    WandbTracker(mode, tmp_path, {}, lambda sentence: None).publish(NAME, published)
-    assert module.store == {}
+    tracker = WandbTracker(mode, tmp_path, {}, lambda sentence: None)
+    tracker.publish(NAME, published)
+    tracker.publish(NAME, published._replace(fresh=False, channels=("production",)))
+    tracker.close()
+    assert module.store.keys() == {
+        f"sample-ansel:{alias}" for alias in ("registry-v1", "candidate", "production")
+    }
+    assert module.store["sample-ansel:production"] is not module.store["sample-ansel:candidate"]
+    assert module.used == ["sample-ansel"]
+
+
+def test_promoting_does_not_wait_for_a_wandb_that_nobody_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Version
+) -> None:
+    """Without a key and without a wish, only a run with numbers keeps versions for later."""
+    module = artifacts(monkeypatch)
+    tracker = WandbTracker("offline", tmp_path, {}, pytest.fail, versions_alone=False)
+    tracker.publish(NAME, published)
+    tracker.takes("sample-ansel-split", "split", [published.path / "manifest.json"], {}, "lock-1")
+    tracker.close()
+    assert module.inits == []
+    tracker = WandbTracker("offline", tmp_path, {}, pytest.fail, versions_alone=False)
+    tracker.takes("sample-ansel-split", "split", [published.path / "manifest.json"], {}, "lock-1")
+    tracker.takes("sample-ansel-split", "split", [published.path / "manifest.json"], {}, "lock-1")
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.publish(NAME, published)
+    tracker.close()
+    # What waited for the first number is there, once, as the run's input.
+    assert "sample-ansel-split:lock-1" in module.store
+    assert module.used == ["sample-ansel-split"]
+    assert "sample-ansel:registry-v1" in module.store
+
+
+# --- a run that is resumed ----------------------------------------------------------------------
+
+
+def test_a_resumed_training_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id and its name stand beside the checkpoints; online W&B is asked to go on with it."""
+    module = fake(monkeypatch)
+
+    def train(folder: str, start: Path | None, project: str = "p") -> None:
+        own = tmp_path / folder
+        settings = {"project": project, "entity": None, "name": folder}
+        tracker = WandbTracker("online", own, settings, pytest.fail)
+        tracker.follow(own / "checkpoints", start)
+        tracker.log({"loss": 1.0}, step=1)
+        tracker.close()
+
+    train("one", None)
+    train("two", tmp_path / "one" / "checkpoints" / "step_000002")
+    train("three", tmp_path / "two" / "checkpoints" / "step_000004")
+    train("other", tmp_path / "two" / "checkpoints" / "step_000004", project="elsewhere")
+    ids = [call["id"] for call in module.inits]
+    assert len(set(ids)) == 2
+    assert ids[:3] == [ids[0]] * 3
+    assert [call["name"] for call in module.inits] == ["one", "one", "one", "other"]
+    assert {call["resume"] for call in module.inits} == {"allow"}
+    kept = json.loads((tmp_path / "three" / "checkpoints" / "wandb.json").read_text())
+    assert kept["folders"] == [str(tmp_path / name / "wandb") for name in ("one", "two", "three")]
+
+
+def test_a_training_without_wandb_before_gets_a_run_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that names no run, or names it in a file that a person broke."""
+    module = fake(monkeypatch)
+    for content in (None, "{", "[]", '{"id": 1}'):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        if content is not None:
+            (folder / "wandb.json").write_text(content)
+        tracker = WandbTracker("offline", tmp_path, {"project": "p"}, pytest.fail)
+        tracker.follow(tmp_path / "new", folder / "step_000002")
+        tracker.log({"loss": 1.0}, step=1)
+        tracker.close()
+    assert len({call["id"] for call in module.inits}) == 4
+
+
+# --- the thread ---------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_a_wandb_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a number, and not the end of the run but for the seconds that are allowed."""
+    import threading
+
+    module = fake(monkeypatch)
+    stuck = threading.Event()
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: stuck.wait(30))
+    monkeypatch.setattr(weights_and_biases, "CLOSING", {"offline": 0.3})
+    warnings: list[str] = []
+    tracker = WandbTracker("offline", tmp_path, {}, warnings.append)
+    monkeypatch.setattr(tracker._worker, "wait", lambda seconds: False)
+    started = time.perf_counter()
+    for step in range(1000):
+        tracker.log({"loss": 1.0}, step=step)
+    tracker.close()
+    assert time.perf_counter() - started < 5
+    stuck.set()
+    assert len(warnings) == 1
+    assert "has not finished within" in warnings[0]
+
+
+def test_a_wandb_that_takes_nothing_any_more_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many numbers wait, and then it is left out."""
+    import threading
+
+    module = fake(monkeypatch)
+    stuck = threading.Event()
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: stuck.wait(30))
+    monkeypatch.setattr(background, "WAITING", 10)
+    warnings: list[str] = []
+    tracker = WandbTracker("offline", tmp_path, {}, warnings.append)
+    for step in range(100):
+        tracker.log({"loss": 1.0}, step=step)
+    assert len(warnings) == 1
+    assert "no longer takes" in warnings[0]
+    stuck.set()
+    tracker.close()
+
+
+# --- TensorBoard --------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    """Read back from its event file: length (8 bytes), checksum (4), event, checksum (4)."""
+    event: Any = pytest.importorskip("tensorboardX.proto.event_pb2").Event
+    config = Config(task=Link())
+    config.tracking.mode = TrackingMode.disabled
+    config.tracking.tensorboard = True
+    with Run.open(config, tmp_path) as run:
+        run.tracker.log({"loss": 1.0, "monitored": None}, step=1)
+        run.tracker.log({"loss": 0.5}, step=2)
+        run.tracker.log({"val_loss": 2.0}, step=2, kind="eval")
+        run.tracker.summary({"tuned/score_mae": 0.25, "verdict": "better"})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        made = event.FromString(data[at + 12 : at + 12 + length])
+        found += [(value.tag, made.step, value.simple_value) for value in made.summary.value]
+        at += length + 16
+    assert found == [
+        ("train/loss", 1, 1.0),
+        ("train/loss", 2, 0.5),
+        ("eval/val_loss", 2, 2.0),
+        ("summary/tuned/score_mae", 0, 0.25),
+    ]
+    assert json.loads((tmp_path / "run.json").read_text())["warnings"] == []
+
+
+def test_tensorboard_that_is_not_installed_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on; what to install is said."""
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = Config(task=Link())
+    config.tracking.mode = TrackingMode.disabled
+    config.tracking.tensorboard = True
+    with Run.open(config, tmp_path) as run:
+        run.tracker.log({"loss": 1.0}, step=1)
+        run.tracker.log({"loss": 0.5}, step=2)
+    (warning,) = json.loads((tmp_path / "run.json").read_text())["warnings"]
+    assert "pip install 'mondrian_ft[tensorboard]'" in warning
+    assert len(lines(tmp_path / "training_log.jsonl")) == 2

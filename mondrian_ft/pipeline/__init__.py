@@ -198,7 +198,9 @@ def evaluate(task: tasks.Evaluate, config: Config, run: Run) -> float | None:
     )
     if adapter is not None and "tuned" in done.report["evidence"]["arms"]:
         own = run.folder / "evaluation" / "comparison_report.json"
-        versioning.file_report(config, run, adapter.hash, own)
+        version = versioning.file_report(config, run, adapter.hash, own)
+        if version is not None:
+            versioning.publish(config, run, version)
     done.check()
     return done.report["evidence"]["arms"].get("tuned", {}).get("score_mae")
 
@@ -297,10 +299,17 @@ def prune(task: tasks.Prune, config: Config, run: Run) -> None:
 
 
 def report(task: tasks.Report, config: Config, run: Run) -> None:
-    """Finished runs of an experiment, gathered into a page."""
+    """Runs compared on a page."""
     from . import reporting
 
     reporting.report(task, config, run)
+
+
+def workspace(task: tasks.Workspace, config: Config, run: Run) -> None:
+    """The dashboards in Weights & Biases."""
+    from . import dashboards
+
+    dashboards.workspace(task, config, run)
 
 
 def sample_model(task: tasks.SampleModel, config: Config, run: Run) -> float | None:

@@ -27,7 +27,7 @@ from ..model.features import FeatureStore
 from ..report import html, screen, tables, wording
 from ..report.card import write_card
 from . import arms as arms_of
-from . import assessing, judging
+from . import assessing, inputs, judging
 from .rows import Parts
 from .training import encode_rows, pixel_facts, pixel_settings
 
@@ -113,6 +113,7 @@ def evaluate(
     ``evidence.labels``. ``failed`` gives the reason of an arm that could not even be loaded.
     """
     started = time.perf_counter()
+    inputs.tell(config, run, parts)
     asked = ask(config, run, base, features, parts, adapter, failed=failed)
     report = build(config, parts, base, asked, adapter)
     if labels is not None:
@@ -318,17 +319,24 @@ def write(config: Config, run: Run, report: dict[str, Any], adapter: Adapter | N
         told = "; ".join(_unanswered(evidence["arms_failed"]))
         done.problems.append(f"{told}; what the others answered is in {screen.near(place)}")
     run.record(evaluation={"report": str(place), "verdict": evidence["verdict"]})
-    run.tracker.summary(
-        {
-            f"{arm}/{key}": facts_of[key]
-            for arm, facts_of in evidence["arms"].items()
-            for key in ("format_strict", "score_mae")
-            if facts_of.get(key) is not None
-        }
-        | {"verdict": evidence["verdict"]}
-    )
+    run.tracker.summary(figures(evidence))
     run.tracker.show(lambda: tables.tables(report), page)
     return done
+
+
+def figures(evidence: dict[str, Any]) -> dict[str, Any]:
+    """The closing figures of an evaluation, ``<arm>/<figure>``, with the ends of its intervals."""
+    found: dict[str, Any] = {}
+    for arm, facts in evidence["arms"].items():
+        for key in ("format_strict", "score_mae"):
+            if facts.get(key) is None:
+                continue
+            found[f"{arm}/{key}"] = facts[key]
+            for end, value in zip(
+                ("low", "high"), facts.get(f"{key}_interval") or (), strict=False
+            ):
+                found[f"{arm}/{key}_{end}"] = value
+    return found | {"verdict": evidence["verdict"]}
 
 
 def _tell(run: Run, evaluator: Evaluator) -> None:

@@ -29,7 +29,7 @@ from ..sample import MODEL_NAME, model_dir
 from ..training import bounds, callbacks, lock, optim, preflight
 from ..training.checkpoint import CheckpointDir
 from ..training.trainer import Trainer, TrainState
-from . import checking, resuming
+from . import checking, inputs, resuming
 from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
@@ -271,6 +271,8 @@ def _train(
         checkpoints.adopt(start)
         run.console.print(f"Resumed after update {trainer.state.step}.", markup=False)
         run.record(resumed_from=str(start))
+    run.tracker.follow(checkpoints.folder, start)
+    inputs.tell(config, run, parts)
     progress = callbacks.Progress(run.console, total, trainer.state.step)
     trainer.callbacks = [
         callbacks.Logging(run.tracker.log, total, answers.name if answers else None),

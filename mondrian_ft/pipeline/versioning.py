@@ -34,8 +34,7 @@ def register(config: Config, run: Run, folder: Path) -> str:
     run.console.print(told, markup=False)
     run.record(registered={"name": name, "version": version.version})
     happened(run, "register", version=version.version, hash=version.hash, fresh=version.fresh)
-    if version.fresh:
-        publish(config, run, version.version, fresh=True)
+    publish(config, run, version.version, fresh=version.fresh)
     report = folder / registry.REPORT
     if not version.fresh and report.is_file():
         file_report(config, run, version.hash, report)

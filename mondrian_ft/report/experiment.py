@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ ASIDE = ("registry", "task", "tracking", "experiment_name")
 
 @dataclass(frozen=True)
 class GatheredRun:
-    """One run: its folder's name, its ``run.json``, and its comparison if it was evaluated."""
+    """One run: its folder's name, its ``run.json``, its comparison if it was evaluated, its log."""
 
     name: str
     facts: Mapping[str, Any]
     comparison: Mapping[str, Any] | None
+    log: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -35,9 +36,9 @@ class GatheredRun:
         for group, keys in self.facts.get("config", {}).items():
             if group in ASIDE or not isinstance(keys, Mapping):
                 continue
-            for key, value in keys.items():
-                if not (isinstance(value, str) and "/" in value):
-                    flat[f"{group}.{key}"] = value
+            for key, held in keys.items():
+                if not (isinstance(held, str) and "/" in held):
+                    flat[f"{group}.{key}"] = held
         return flat
 
 
@@ -57,7 +58,9 @@ def record(run: GatheredRun) -> dict[str, Any]:
     return {
         "run": run.name,
         "command": shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]]),
+        "task": facts.get("task"),
         "status": facts.get("status"),
+        "error": facts.get("error"),
         "commit": (provenance.get("git") or {}).get("commit"),
         "dirty": (provenance.get("git") or {}).get("dirty"),
         "config_hash": facts.get("config_hash"),
@@ -80,51 +83,68 @@ def record(run: GatheredRun) -> dict[str, Any]:
     }
 
 
-def results(runs: Sequence[GatheredRun]) -> str:
-    """The block between the marks: a table of the runs, best first, and what limits it."""
+def rank(facts: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
+    """By score error, then by held-out loss; what is not known comes last."""
+    error, loss = facts["score_mae_tuned"], facts["val_loss"]
+    return error is None, error or 0.0, loss is None, loss or 0.0
+
+
+def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
+    """The block between the marks: a table of the runs, best first, and what limits it.
+
+    ``page`` is the name of a page beside it that shows more.
+    """
     rows = [(record(run), run.config) for run in runs]
-    rows.sort(key=lambda row: (row[0]["score_mae_tuned"] is None, row[0]["score_mae_tuned"] or 0.0))
+    rows.sort(key=lambda row: rank(row[0]))
     swept = differing(runs)
-    heads = [
-        "run",
-        *swept,
-        "photographs",
-        "base",
-        "tuned",
-        "constant",
-        "format",
-        "verdict",
-        "adapter",
-    ]
     typed = dict.fromkeys(facts["command"] for facts, _ in rows)
+    table = [
+        {
+            "run": facts["run"],
+            **{key: value(config.get(key)) for key in swept},
+            "photographs": str(facts["photographs"] or wording.NONE),
+            "base": wording.points(facts["score_mae_base"]),
+            "tuned": _with_interval(facts),
+            "constant": wording.points(facts["score_mae_mean"]),
+            "format": wording.percent(facts["format_strict_tuned"]),
+            "held-out loss": wording.NONE
+            if facts["val_loss"] is None
+            else f"{facts['val_loss']:.3f}",
+            "verdict": (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
+            "adapter": " ".join(
+                [(facts["adapter"] or wording.NONE)[:12], *filter(None, [facts["version"]])]
+            ),
+        }
+        for facts, config in rows
+    ]
+    # A column that says nothing of any run is left out.
+    heads = [
+        head for head in table[0] if head in swept or {row[head] for row in table} != {wording.NONE}
+    ]
     lines = [BEGIN, "", "```console", *(f"$ {command}" for command in typed), "```", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
-    for facts, config in rows:
-        interval = wording.interval(facts["score_mae_tuned_interval"])
-        tuned = wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
-        adapter = (facts["adapter"] or wording.NONE)[:12]
+    lines += [_line([row[head] for head in heads]) for row in table]
+    if "tuned" in heads:
         lines.append(
-            _line(
-                [
-                    facts["run"],
-                    *(_value(config.get(key)) for key in swept),
-                    str(facts["photographs"] or wording.NONE),
-                    wording.points(facts["score_mae_base"]),
-                    tuned,
-                    wording.points(facts["score_mae_mean"]),
-                    wording.percent(facts["format_strict_tuned"]),
-                    (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
-                    f"{adapter} {facts['version'] or ''}".strip(),
-                ]
-            )
+            "\nScore errors in points of 10, lower is better, with a 95 % interval over "
+            "photographs; *constant* gives every photograph the training rows' mean."
         )
-    lines += [
-        "",
-        "Score errors in points of 10, lower is better, with a 95 % interval over photographs; "
-        "*constant* gives every photograph the training rows' mean.",
-    ]
     lines += [f"\n{sentence}" for sentence in cautions([facts for facts, _ in rows])]
+    lines += [
+        f"\nRun {facts['run']} failed: {facts['error']}" for facts, _ in rows if _failed(facts)
+    ]
+    if page is not None:
+        lines.append(f"\nCurves, intervals and settings side by side: [{page}]({page}).")
     return "\n".join([*lines, "", END])
+
+
+def _with_interval(facts: Mapping[str, Any]) -> str:
+    interval = wording.interval(facts["score_mae_tuned_interval"])
+    return wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
+
+
+def _failed(facts: Mapping[str, Any]) -> bool:
+    return facts["status"] == "failed" and bool(facts["error"])
 
 
 def cautions(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -179,9 +199,12 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _value(value: Any) -> str:
-    if value is None:
+def value(of: Any) -> str:
+    """A key's value in a table."""
+    if of is None:
         return "null"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(of, bool):
+        return str(of).lower()
+    if isinstance(of, list):
+        return ", ".join(map(str, of)) or "none"
+    return f"{of:g}" if isinstance(of, float) else str(of)

@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation import assessments, judge
 from ..files import atomic_write_text
-from . import page, plots, view, wording
+from . import compare_plots, page, plots, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 STRIP_SIDE = 132
+FIGURES = (
+    ("token_accuracy", "Share of trained tokens right"),
+    ("grad_norm", "Gradient norm, before clipping"),
+    ("learning_rate", "Learning rate"),
+    ("tokens_per_second", "Tokens a second"),
+    ("peak_memory_gb", "Peak memory, GB"),
+    ("data_wait_seconds", "Seconds waiting for data"),
+)
+"""What is drawn besides the losses, of the log's ``kind: step``."""
 PEOPLE = ("<!-- people -->", "<!-- /people -->")
 """What stands around the part of a page about preferences: people's come later than the page, and
 with them how far a judge agrees."""
@@ -74,12 +83,32 @@ def render(
         script_hash=page.hashed(script),
         curves=[(css, Markup(drawn)) for css, drawn in curves if drawn],
         paired=[(css, Markup(drawn)) for css, drawn in paired if drawn],
+        figures=figures(log),
         training=training(log),
         settings=settings(report, run_facts),
         warnings=list(run_facts.get("warnings") or []),
         version=((run_facts.get("provenance") or {}).get("versions") or {}).get("mondrian_ft"),
         people=Markup(people_part(*(report["evidence"].get(key) for key in ("people", "judge")))),
     )
+
+
+def figures(log: list[dict[str, Any]]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(heading, drawings by the width of the screen) of each of `FIGURES` that was logged."""
+    from markupsafe import Markup
+
+    found: list[tuple[str, list[tuple[str, Any]]]] = []
+    for key, name in FIGURES:
+        points = plots.series(log, "step", key)
+        if len(points) < 2:
+            continue
+        line = compare_plots.Curve("", "one", name, points)
+        sizes = (("wide", 500, 190), ("narrow", 343, 190))
+        drawn = [
+            (css, Markup(compare_plots.curves([line], name, width=width, height=height)))
+            for css, width, height in sizes
+        ]
+        found.append((name, drawn))
+    return found
 
 
 def _environment() -> Environment:

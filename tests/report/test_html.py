@@ -298,3 +298,20 @@ def test_pairs_are_of_photographs(finish) -> None:
     errors = [sample["base_model"]["score_error"] for sample in samples[:2]]
     assert pair.card == 1
     assert pair.base == pytest.approx(sum(errors) / 2)
+
+
+def test_the_other_curves_of_a_training_are_drawn() -> None:
+    """Each that was logged, folded away; with one point, or none, there is no curve."""
+    log = [
+        {"kind": "step", "step": n, "loss": 1.0, "grad_norm": 0.1 * n, "learning_rate": 1e-4}
+        for n in range(1, 5)
+    ]
+    assert [name for name, _ in html.figures(log)] == [
+        "Gradient norm, before clipping",
+        "Learning rate",
+    ]
+    (_, drawn), _ = html.figures(log)
+    assert [css for css, _ in drawn] == ["wide", "narrow"]
+    assert "It ends at 0.4." in drawn[0][1]
+    assert html.figures(log[:1]) == []
+    assert html.figures([]) == []

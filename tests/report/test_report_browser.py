@@ -126,3 +126,44 @@ def test_it_can_be_printed(page: Path) -> None:
         sheet = {"width": 688, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
         assert sideways(browser) <= 0
+
+
+def test_a_comparison_of_runs_on_a_desk_and_on_a_phone(tmp_path: Path) -> None:
+    """Nothing is wider than the screen, no text lies on another, and every run is there."""
+    from mondrian_ft.report import compare
+    from tests.report.test_compare import SWEEP
+
+    page = compare.write("ranks", SWEEP, tmp_path / "compare.html")
+    for width in (1200, 390):
+        with opened(page, width) as browser:
+            assert sideways(browser) <= 0
+            assert complaints(browser) == []
+            shown = browser.execute_script(
+                "return [...document.querySelectorAll('.curves svg')]"
+                ".filter(s => s.checkVisibility())"
+                ".map(s => [s.clientWidth, s.querySelectorAll('.way').length])"
+            )
+            # Held-out losses of one evaluation each are dots; two drawings have lines.
+            assert [lines for _, lines in shown] == [0, 6, 6]
+            assert all(wide <= width for wide, _ in shown)
+            covered = browser.execute_script(
+                """
+                const found = [];
+                for (const svg of document.querySelectorAll('.curves svg')) {
+                  if (!svg.checkVisibility()) continue;
+                  const boxes = [...svg.querySelectorAll('text')].map(
+                    t => [t.textContent, t.getBoundingClientRect()]);
+                  boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
+                    const across = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+                    const down = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+                    if (across > 1 && down > 5) found.push(a + ' on ' + b);
+                  }));
+                }
+                return found;
+                """
+            )
+            assert covered == []
+            rows = browser.execute_script(
+                "return [...document.querySelectorAll('.runs tbody tr')].map(r => r.innerText)"
+            )
+            assert len(rows) == 6
