@@ -14,6 +14,7 @@ from pathlib import Path
 
 # Imports what each entry needs when it runs; the training step measures processes of their own.
 from . import (
+    curves,
     decode,
     large_database,
     main_job,
@@ -28,6 +29,7 @@ from . import (
 ENTRIES = {
     "training_step": training_step.run,
     "main_job": main_job.run,
+    "search_curves": curves.run,
     **pieces.ENTRIES,
     "memory_fit": memory_fit.run,
     "decode": decode.sample,
@@ -35,7 +37,7 @@ ENTRIES = {
     "similar": similar.run,
     "large_database": large_database.run,
 }
-ON_REQUEST = ("large_database",)
+ON_REQUEST = ("large_database", "search_curves")
 """Measured only where they are named: half an hour and 6 GB of disk."""
 
 

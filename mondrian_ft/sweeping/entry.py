@@ -1,0 +1,30 @@
+"""What ``hydra_plugins.mondrian_ft_sweepers`` calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from . import grid as grids
+from .composing import Composer, settings_of
+from .settings import GridSettings
+
+
+def grid(
+    config: DictConfig,
+    context: HydraContext,
+    task: TaskFunction,
+    given: dict[str, Any],
+    arguments: list[str],
+) -> Any:
+    """Sweep every combination of the arguments' values."""
+    settings = settings_of(GridSettings, given)
+    place = Composer(config, context, task)
+    words = [f"{key}={value}" for key, value in (settings.params or {}).items()] + arguments
+    parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(words)
+    (lists,) = BasicSweeper.split_arguments(parsed, None)
+    return grids.run(place, [place.compose(overrides) for overrides in lists], settings)
