@@ -118,11 +118,13 @@ def held(folder: Path, notice: Callable[[str], None], name: str = LOCK) -> Itera
         holding.__exit__(None, None, None)
 
 
-def aside(folder: Path) -> Path:
+def aside(folder: Path, keep: Sequence[str] = ()) -> Path:
     """Move what a job left that did not finish out of the way of its next start."""
     place = folder.parent / "unfinished" / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    place.parent.mkdir(exist_ok=True)
-    folder.rename(place)
+    place.mkdir(parents=True)
+    for path in list(folder.iterdir()):
+        if path.name not in keep:
+            path.rename(place / path.name)
     return place
 
 

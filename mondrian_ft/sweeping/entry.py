@@ -11,7 +11,10 @@ from omegaconf import DictConfig
 
 from . import grid as grids
 from .composing import Composer, settings_of
-from .settings import GridSettings
+from .search import Search
+from .settings import GridSettings, SearchSettings
+from .space import split
+from .study import optuna
 
 
 def grid(
@@ -28,3 +31,24 @@ def grid(
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(words)
     (lists,) = BasicSweeper.split_arguments(parsed, None)
     return grids.run(place, [place.compose(overrides) for overrides in lists], settings)
+
+
+def search(
+    config: DictConfig,
+    context: HydraContext,
+    task: TaskFunction,
+    given: dict[str, Any],
+    arguments: list[str],
+) -> Any:
+    """Search among the arguments' values.
+
+    Raises:
+        SweepError: Optuna is not installed.
+    """
+    settings = settings_of(SearchSettings, given)
+    optuna()
+    place = Composer(config, context, task)
+    words = [f"{key}={value}" for key, value in (settings.params or {}).items()] + arguments
+    parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(words)
+    space, fixed = split(parsed)
+    return Search(place, space, fixed, place.compose, settings).run()

@@ -48,7 +48,7 @@ def run(place: Place, jobs: Sequence[Job], settings: GridSettings) -> list[Outco
         stack.enter_context(book.held(folder, _warn))
         pages = book.Book(folder, "grid")
         names = [pages.name(job) for job in jobs]
-        pages.write(identity=identity, command=_command(), status="running", started=_now())
+        pages.write(identity=identity, command=command(), status="running", started=_now())
         kept = _kept(folder, names, jobs, settings)
         if kept:
             print(f"Going on in {near(folder)}: {len(kept)} of {len(jobs)} jobs are done.")
@@ -74,13 +74,13 @@ def run(place: Place, jobs: Sequence[Job], settings: GridSettings) -> list[Outco
     return found
 
 
-def again(folder: Path, job: Job) -> list[str]:
+def again(folder: Path, job: Job, keep: Sequence[str] = ()) -> list[str]:
     """Makes room for a job that is started again; returns what it is to be told besides.
 
     One that left a checkpoint goes on from there, as ``trainer.resume=auto`` does, unless its data
-    or base have changed; then, and without one, it starts afresh.
+    or base have changed; then, and without one, it starts afresh. ``keep`` names files that stay.
     """
-    if not folder.exists():
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= {*keep}:
         return []
     checkpoints = folder / "adapter" / "checkpoints"
     named = any(word.startswith("trainer.resume=") for word in job.overrides)
@@ -88,7 +88,7 @@ def again(folder: Path, job: Job) -> list[str]:
         config, facts = job.config, read_facts(folder) or {}
         if config is not None and _unchanged(folder, config, facts):
             return ["trainer.resume=auto"]
-    left = book.aside(folder)
+    left = book.aside(folder, keep)
     _warn(f"job {folder.name} starts afresh; what it had left is in {near(left)}")
     return []
 
@@ -170,7 +170,8 @@ def _warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
+    """The words that were typed."""
     from ..run import without_secret
 
     return [without_secret(word) for word in sys.argv[1:]]

@@ -50,6 +50,16 @@ class Standing:
             return f"its data cannot be read ({error})"
         return None if facts["data_lock"] == now else "its data have changed"
 
+    def now(self, config: Config) -> dict[str, Any]:
+        """The data lock and the base of a training as they are; empty for any other task.
+
+        Raises:
+            MondrianError: the data cannot be linked or read.
+        """
+        if not isinstance(config.task, Experiment | Train):
+            return {}
+        return {"data lock": self._lock(config), "base weights": self._weights(config, None)}
+
     def _weights(self, config: Config, then: str | None) -> str | None:
         """The base's fingerprint now; of one that is not in a folder here, what it was."""
         from ..model.base import weights_fingerprint

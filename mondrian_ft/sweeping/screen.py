@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report.screen import near, plain
 from ..report.wording import count
+from .bound import Repeated
 from .jobs import Outcome, differing, larger_is_better
+from .settings import SearchSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +69,39 @@ def show(console: Console, outcomes: Sequence[Outcome], folder: Path) -> None:
     for sentence in cautions(outcomes):
         console.print(plain(sentence), markup=False)
     console.print(f"sweep    {near(folder)}", soft_wrap=True, markup=False)
+
+
+def show_repeats(
+    console: Console,
+    repeated: Mapping[int, Repeated],
+    winner: int | None,
+    metric: str,
+    settings: SearchSettings,
+    outcomes: Sequence[Outcome],
+) -> None:
+    """Print what the best configs came to when they were trained again, and which is chosen."""
+    from rich.table import Table
+
+    if repeated:
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for head in ("trial", f"mean {metric}", f"at {settings.confidence:.0%} no worse than", ""):
+            table.add_column(head, justify="right")
+        for number, one in repeated.items():
+            table.add_row(
+                str(number),
+                f"{one.mean:.4f}",
+                "-" if one.bound is None else f"{one.bound:.4f}",
+                " ".join(f"{value:.4f}" for value in one.values),
+            )
+        console.print()
+        console.print(table)
+    if winner is None:
+        return
+    chosen = next(one for one in outcomes if one.name == str(winner))
+    why = "by that bound" if repeated else "by its one figure, which luck has a part in"
+    console.print(f"Chosen {why}: trial {winner}.", markup=False)
+    words = " ".join(map(shlex.quote, chosen.job.overrides))
+    console.print(f"  python -m mondrian_ft {words}", soft_wrap=True, markup=False)
 
 
 def cautions(outcomes: Sequence[Outcome]) -> list[str]:
