@@ -59,16 +59,16 @@ def job(cfg: DictConfig) -> float | None:
         config = _load(cfg, Path(hydra_config.runtime.cwd), folder, sweeping)
         from .run import Run
 
-        trial = None
-        if sweeping:
-            from .sweeping import clean
+        if not sweeping:
+            with Run.open(config, folder) as run:
+                return config.task.run(config, run)
+        from .sweeping import clean
 
-            clean.slate()
-            overrides = " ".join(hydra_config.overrides.task) or "no overrides"
-            print(f"job {folder.name}: {overrides}", file=sys.stderr)
-            trial = clean.trial(folder)
-        group = Path(hydra_config.sweep.dir).name if sweeping else None
-        with Run.open(config, folder, group=group, trial=trial) as run:
+        words = list(hydra_config.overrides.task)
+        print(f"job {folder.name}: {' '.join(words) or 'no overrides'}", file=sys.stderr)
+        trial = clean.trial(folder)
+        group = Path(hydra_config.sweep.dir).name
+        with clean.slate(words), Run.open(config, folder, group=group, trial=trial) as run:
             result = config.task.run(config, run)
             if result is not None:
                 run.record(result=result)

@@ -9,14 +9,23 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 TRIAL = "trial.json"
 """In a job's folder: the study that it is a trial of."""
 
-def slate() -> None:
-    """Let go of the last job's memory."""
+@contextmanager
+def slate(words: Sequence[str]) -> Iterator[None]:
+    """Let go of the last job's memory, and let the command line be the job's own.
+
+    What a run prints to be typed next, and writes down as where it came from, is then about this
+    job and not about the sweep.
+
+    Args:
+        words: the job's overrides.
+    """
     gc.collect()
     if "mlx.core" in sys.modules:
         from ..model.backend import mx
@@ -24,6 +33,19 @@ def slate() -> None:
         mx.clear_cache()
         # It is written down as the most since the run began.
         mx.reset_peak_memory()
+    before = sys.argv
+    flags = [word for word in before[1:] if word.startswith("--config-")]
+    sys.argv = [before[0], *flags, *lone(words)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def lone(words: Sequence[str]) -> list[str]:
+    """A job's overrides as they run it alone: a preset's own mode would sweep again."""
+    preset = any(word.startswith("+sweep=") for word in words)
+    return [*words, "hydra.mode=RUN"] if preset else list(words)
 
 
 def trial(folder: Path) -> Callable[[float | None, int, int], None] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..report.screen import near, plain
 from ..report.wording import count
 from .bound import Repeated
+from .clean import lone
 from .jobs import Outcome, differing, larger_is_better
 from .settings import SearchSettings
 
@@ -100,7 +101,7 @@ def show_repeats(
     chosen = next(one for one in outcomes if one.name == str(winner))
     why = "by that bound" if repeated else "by its one figure, which luck has a part in"
     console.print(f"Chosen {why}: trial {winner}.", markup=False)
-    words = " ".join(map(shlex.quote, chosen.job.overrides))
+    words = " ".join(map(shlex.quote, lone(chosen.job.overrides)))
     console.print(f"  python -m mondrian_ft {words}", soft_wrap=True, markup=False)
 
 
