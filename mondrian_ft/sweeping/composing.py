@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -44,6 +48,7 @@ class Composer:
         self.cwd = Path(config.hydra.runtime.cwd)
         self.folder = Path(config.hydra.sweep.dir)
         self.launched = 0
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> Job:
         """The job of these overrides; one that does not validate says why.
@@ -51,13 +56,31 @@ class Composer:
         Raises:
             HydraException, OmegaConfBaseException: they do not compose.
         """
-        composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]
+        choices, values = self._parted(overrides)
+        if choices not in self._bases:
+            base = self.context.config_loader.load_sweep_config(self.config, list(choices))
+            with read_write(base), open_dict(base):
+                del base["hydra"]
+            self._bases[choices] = base
+        composed = copy.deepcopy(self._bases[choices])
+        # As Hydra does it after composing, which takes some ten times as long.
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         try:
             return Job(tuple(overrides), load(composed, self.cwd))
         except ConfigError as error:
             return Job(tuple(overrides), None, error)
+
+    def _parted(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
+        """What chooses files, or is Hydra's own, as words; and what only sets values."""
+        exists = self.context.config_loader.repository.group_exists  # pyright: ignore
+        choices, values = [], []
+        for one in OverridesParser.create().parse_overrides(list(overrides)):
+            grouped = exists(one.key_or_group) and not isinstance(one.value(), dict)
+            if grouped or one.is_hydra_override() or one.is_delete():
+                choices.append(str(one.input_line))
+            else:
+                values.append(one)
+        return tuple(choices), values
 
     def launch(self, jobs: Sequence[tuple[str, Sequence[str]]]) -> None:
         """Run jobs, each a folder's name and its overrides; what came of them is in their folders.
