@@ -141,19 +141,18 @@ def test_a_job_that_fails_stops_nothing(
     jobs = pages(bench / "failing")["jobs"]
     assert [job["status"] for job in jobs] == ["failed", "failed", "done"]
     assert not (bench / "failing" / "0").exists()
-    monkeypatch.undo()
 
 
 def test_two_sweeps_do_not_share_a_folder(sweep: Path, typed: Typed, capsys: Any) -> None:
     """Promise: the second is refused, told who holds the folder and what to do; nothing is run."""
-    before = {path: path.stat().st_mtime_ns for path in sweep.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in sweep.rglob("*") if path.is_file()}
     with lock.held(sweep, print, name=book.LOCK, doing="swept into", key="hydra.sweep.dir"):
         assert typed(*GRID) == 1
     err = capsys.readouterr().err
     assert f"is being swept into by process {os.getpid()}" in err
     assert "choose another hydra.sweep.dir" in err
     after = {path: path.stat().st_mtime_ns for path in sweep.rglob("*") if path.is_file()}
-    assert {path: before[path] for path in after} == after
+    assert after == before
 
 
 def test_a_read_only_disk_is_told(
@@ -169,7 +168,7 @@ def test_a_read_only_disk_is_told(
         return real(path, flags, *rest, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert typed("-m", "lora.rank=2,4", "hydra.sweep.dir=readonly") == 1
+    assert typed("-m", "lora.rank=2", "hydra.sweep.dir=readonly") == 1
     err = capsys.readouterr().err
     assert "Read-only file system; choose a folder you may write to with hydra.sweep.dir" in err
     assert err.count("\n") == 1
@@ -183,10 +182,10 @@ def test_jobs_are_numbered(typed: Typed, capsys: Any) -> None:
 
 def test_a_preset_is_a_sweep(typed: Typed, bench: Path, capsys: Any) -> None:
     """Promise: +sweep=NAME needs no -m, and a job's own command, which it prints, is no sweep."""
-    words = ("+sweep=seeds", "trainer.seed=0,1", "hydra.sweep.dir=preset", "trainer.max_steps=1")
-    assert typed(*words, "optimizer.warmup_steps=0") == 0
-    assert pages(bench / "preset")["keys"] == ["trainer.seed"]
-    assert len(pages(bench / "preset")["jobs"]) == 2
+    words = ("+sweep=seeds", "trainer.seed=-1,1", "hydra.sweep.dir=preset", "trainer.max_steps=1")
+    assert typed(*words, "optimizer.warmup_steps=0") == 2
+    assert [job["status"] for job in pages(bench / "preset")["jobs"]] == ["failed", "done"]
+    assert "trainer.seed is -1" in capsys.readouterr().err
     facts = json.loads((bench / "preset" / "1" / "run.json").read_text())
     assert facts["provenance"]["argv"][-1] == "hydra.mode=RUN"
     assert "trainer.seed=1" in facts["provenance"]["argv"]
@@ -194,9 +193,8 @@ def test_a_preset_is_a_sweep(typed: Typed, bench: Path, capsys: Any) -> None:
 
 
 def test_joblib_gives_the_same_bytes(sweep: Path, typed: Typed, bench: Path) -> None:
-    """Promise: jobs in processes of their own give what they give in one, and are ranked alike."""
+    """Promise: a job in a process of its own gives what it gives in the sweep's."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=joblib")
-    assert typed("-m", "lora.rank=2,4", "lora.dropout=0.0", *words) == 0
-    for name, same in (("0", "0"), ("1", "2")):
-        assert weights(bench / "joblib" / name) == weights(sweep / same)
+    assert typed("-m", "lora.rank=4", "lora.dropout=0.2", *words) == 0
+    assert weights(bench / "joblib" / "0") == weights(sweep / "3")
