@@ -79,7 +79,15 @@ def _trained(wanted: list[tuple[dict[str, float], int]]) -> Iterator[tuple[list[
                 rank=int(point["lora.rank"]),
                 alpha=32.0,
                 dropout=point["lora.dropout"],
-                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                targets=(
+                    "q_proj",
+                    "k_proj",
+                    "v_proj",
+                    "o_proj",
+                    "gate_proj",
+                    "up_proj",
+                    "down_proj",
+                ),
             )
             lora.attach(base.model, spec, seed=seed)
             rate = optim.learning_rate(

@@ -33,6 +33,8 @@ class GridSweeper(_OurSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from mondrian_ft.sweeping import entry
 
+        assert self.config is not None
+        assert self.hydra_context is not None
         return entry.grid(
             self.config, self.hydra_context, self.task_function, self.settings, arguments
         )
@@ -44,6 +46,8 @@ class OptunaSweeper(_OurSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from mondrian_ft.sweeping import entry
 
+        assert self.config is not None
+        assert self.hydra_context is not None
         return entry.search(
             self.config, self.hydra_context, self.task_function, self.settings, arguments
         )

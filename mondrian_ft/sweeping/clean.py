@@ -16,6 +16,7 @@ from pathlib import Path
 TRIAL = "trial.json"
 """In a job's folder: the study that it is a trial of."""
 
+
 @contextmanager
 def slate(words: Sequence[str]) -> Iterator[None]:
     """Let go of the last job's memory, and let the command line be the job's own.

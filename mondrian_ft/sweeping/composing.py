@@ -95,7 +95,11 @@ class Composer:
             hydra_context=self.context, task_function=self.task, config=self.config
         )
         words = [
-            [*overrides, f"hydra.sweep.dir={quoted(str(self.folder))}", f"hydra.sweep.subdir={name}"]
+            [
+                *overrides,
+                f"hydra.sweep.dir={quoted(str(self.folder))}",
+                f"hydra.sweep.subdir={name}",
+            ]
             for name, overrides in jobs
         ]
         try:

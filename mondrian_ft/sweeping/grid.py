@@ -163,7 +163,9 @@ def _show(found: Sequence[Outcome], folder: Path) -> None:
 
 
 def _trainings(jobs: Sequence[Job]) -> bool:
-    return all(job.config is None or isinstance(job.config.task, Experiment | Train) for job in jobs)
+    return all(
+        job.config is None or isinstance(job.config.task, Experiment | Train) for job in jobs
+    )
 
 
 def _warn(sentence: str) -> None:
@@ -179,6 +181,3 @@ def command() -> list[str]:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-

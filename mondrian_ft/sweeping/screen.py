@@ -111,8 +111,8 @@ def cautions(outcomes: Sequence[Outcome]) -> list[str]:
     said = []
     if len({facts.get("data_lock") for facts in done}) > 1:
         said.append(
-            "Not all jobs are of the same data or split (their data locks differ), so their figures "
-            "cannot be ranked against each other."
+            "Not all jobs are of the same data or split (their data locks differ), so their "
+            "figures cannot be ranked against each other."
         )
     if len({one.metric for one in outcomes if one.value is not None}) > 1:
         said.append("Not all jobs are ranked by the same figure, so the ranking means nothing.")

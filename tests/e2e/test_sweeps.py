@@ -129,9 +129,7 @@ def test_a_search_is_killed_shared_and_right(tmp_path: Path) -> None:
         "hydra.sweeper.n_startup_trials=2",
         "hydra.sweeper.candidates=0",
     )
-    killed_when(
-        search, tmp_path, lambda: any(study.glob("[1-9]*/adapter/checkpoints/step_000004"))
-    )
+    killed_when(search, tmp_path, lambda: any(study.glob("[1-9]*/adapter/checkpoints/step_000004")))
     left = [path.parent.name for path in study.glob("*/run.json") if "running" in path.read_text()]
     assert len(left) == 1
     both = [

@@ -101,8 +101,8 @@ def test_the_median_gives_up_with_its_reason() -> None:
     with pytest.raises(Pruned) as reason:
         told(0.35, 20, 2)
     assert str(reason.value) == (
-        "its best val_loss up to there, 0.3500 after update 20 (evaluation 2), is above 0.2500, the "
-        "median of the 2 finished trials"
+        "its best val_loss up to there, 0.3500 after update 20 (evaluation 2), is above 0.2500, "
+        "the median of the 2 finished trials"
     )
 
 
@@ -118,8 +118,8 @@ def test_successive_halving_gives_up_with_its_reason() -> None:
         with pytest.raises(Pruned) as reason:
             told(value, 10, 1)
     assert str(reason.value) == (
-        "its val_loss after update 10 (evaluation 1), 0.3000, is the 3rd of 3 there, and the best 1 "
-        "in 3 goes on"
+        "its val_loss after update 10 (evaluation 1), 0.3000, is the 3rd of 3 there, and the "
+        "best 1 in 3 goes on"
     )
 
 
@@ -241,9 +241,7 @@ def test_a_trial_that_is_the_same_is_not_trained_again(
     words = [word for word in SEARCH if not word.startswith("optimizer.learning_rate")]
     place = bench / "two"
     more = ("hydra.sweeper.n_trials=4", "hydra.sweeper.candidates=0", "trainer.max_steps=1")
-    assert (
-        typed(*words, f"hydra.sweep.dir={place}", *more, "optimizer.warmup_steps=0") == 0
-    )
+    assert typed(*words, f"hydra.sweep.dir={place}", *more, "optimizer.warmup_steps=0") == 0
     told = capsys.readouterr().out
     assert len(list(place.glob("*/run.json"))) <= 2
     assert "once more, and is not trained again" in told
