@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .keys import unknown_key
 from .schema import GROUPS, Config
-from .sweeping.settings import SWEEPERS
+from .sweepers import SWEEPERS
 from .tasks import TASKS
 
 if TYPE_CHECKING:

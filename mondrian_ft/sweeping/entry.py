@@ -9,10 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from ..sweepers import GridSettings, SearchSettings
 from . import grid as grids
 from .composing import Composer, settings_of
 from .search import Search
-from .settings import GridSettings, SearchSettings
 from .space import split
 from .study import optuna
 

@@ -13,11 +13,11 @@ from ..config import Config
 from ..errors import SweepError
 from ..report.screen import near
 from ..report.wording import count
+from ..sweepers import GridSettings
 from ..tasks import Experiment, Train
 from . import book, screen
 from .jobs import ENDED, Job, Outcome, differing, outcome, read_facts
 from .kept import Standing
-from .settings import GridSettings
 
 Launch = Callable[[Sequence[tuple[str, Sequence[str]]]], None]
 """Runs jobs, each a folder's name and its overrides."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Config, job_identity
 from ..errors import ConfigError
-from .settings import RankBy
+from ..sweepers import RankBy
 
 ENDED = ("done", "pruned")
 """States after which a job is not run again."""

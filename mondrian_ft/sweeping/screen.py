@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..report.screen import near, plain
 from ..report.wording import count
+from ..sweepers import SearchSettings
 from .bound import Repeated
 from .clean import lone
 from .jobs import Outcome, differing, larger_is_better
-from .settings import SearchSettings
 
 if TYPE_CHECKING:
     from rich.console import Console

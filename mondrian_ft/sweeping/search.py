@@ -19,12 +19,12 @@ from ..errors import SweepError
 from ..files import atomic_write_json
 from ..report.screen import near
 from ..report.wording import count
+from ..sweepers import RankBy, RepeatOver, SearchSettings
 from ..training import lock
 from . import book, clean, grid, screen
 from .bound import Repeated, choose, judge
 from .jobs import Job, Outcome, differing, larger_is_better, outcome, read_facts
 from .kept import Standing
-from .settings import RankBy, RepeatOver, SearchSettings
 from .space import Space
 from .study import Study, open_storage, refused
 

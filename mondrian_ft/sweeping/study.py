@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Pruned, SweepError
-from .settings import Pruner, Sampler, SearchSettings
+from ..sweepers import Pruner, Sampler, SearchSettings
 from .space import Space, told
 
 LATER = "a database's URL such as postgresql://…, or a path you may write to"

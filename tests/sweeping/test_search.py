@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mondrian_ft.errors import ConfigError, Pruned, SweepError
+from mondrian_ft.sweepers import Pruner, SearchSettings
 from mondrian_ft.sweeping import bound, space, study
 from mondrian_ft.sweeping.search import JOURNAL
-from mondrian_ft.sweeping.settings import Pruner, SearchSettings
 
 optuna = pytest.importorskip("optuna")
 Typed = Callable[..., int]

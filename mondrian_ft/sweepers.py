@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 
 class RankBy(StrEnum):
