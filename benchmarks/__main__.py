@@ -23,13 +23,17 @@ from . import (
     pieces,
     service,
     similar,
+    sweeps,
     training_step,
 )
 
 ENTRIES = {
     "training_step": training_step.run,
     "main_job": main_job.run,
+    "sweep_overhead": sweeps.overhead,
+    "composing": sweeps.composing,
     "search_curves": curves.run,
+    "search": sweeps.search,
     **pieces.ENTRIES,
     "memory_fit": memory_fit.run,
     "decode": decode.sample,

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import measure
 
-PATH = measure.RESULTS / "search_curves.json"
+PATH = measure.RESULTS / "curves" / "sample.json"
 SPACE: dict[str, list[float]] = {
     "optimizer.learning_rate": [2e-4, 1e-3, 5e-3, 2e-2],
     "lora.rank": [2, 4, 8, 16],
@@ -52,6 +52,7 @@ def run(repeats: int) -> dict[str, Any]:
     for (point, seed), (curve, taken) in zip(missing, _trained(missing), strict=True):
         known["curves"][name(point, seed)] = curve
         seconds.append(taken)
+        PATH.parent.mkdir(exist_ok=True)
         PATH.write_text(json.dumps(known, indent=1) + "\n")
         print(f"{name(point, seed)}  {curve[-1]:.4f}  {taken:.1f} s", flush=True)
     return {
