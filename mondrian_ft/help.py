@@ -47,7 +47,7 @@ EXPERIMENTS OF YOUR OWN
 
 MORE
   --cfg job            print every key and its value, run nothing
-  -m, --multirun       sweep the values separated by commas
+  -m, --multirun       sweep the values separated by commas; hydra/sweeper=optuna searches
   --config-dir DIR     look for groups and experiments in DIR as well
   --version            this program's version
   --hydra-help         the other flags, from Hydra

@@ -83,10 +83,11 @@ def again(folder: Path, job: Job, keep: Sequence[str] = ()) -> list[str]:
     if not folder.exists() or {path.name for path in folder.iterdir()} <= {*keep}:
         return []
     checkpoints = folder / "adapter" / "checkpoints"
-    named = any(word.startswith("trainer.resume=") for word in job.overrides)
-    if any(checkpoints.glob("step_*")) and not named and read_facts(folder) is not None:
-        config, facts = job.config, read_facts(folder) or {}
-        if config is not None and _unchanged(folder, config, facts):
+    config, facts = job.config, read_facts(folder)
+    if any(checkpoints.glob("step_*")) and config is not None and facts is not None:
+        given = any(word.startswith("trainer.resume=") for word in job.overrides)
+        wished = not given or config.trainer.resume == "auto"
+        if wished and _unchanged(folder, config, facts):
             return ["trainer.resume=auto"]
     left = book.aside(folder, keep)
     _warn(f"job {folder.name} starts afresh; what it had left is in {near(left)}")

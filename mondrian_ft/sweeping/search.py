@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,24 +144,39 @@ class Search:
         """A trial whose process is gone, else a new one while there are trials left; held."""
         with self._alone():
             for frozen in self.study.trials("RUNNING"):
-                folder = self.folder / str(frozen.number)
-                if frozen.number in self.held:
-                    continue
-                ours = frozen.user_attrs.get("machine", platform.node()) == platform.node()
-                if not folder.is_dir():
-                    if ours:  # killed before it was given a folder
-                        self.study.tell(self.study.running(frozen), None, "FAIL", error="killed")
-                    continue
-                if lock.holder(folder, TRIAL_LOCK) is None:
-                    self._hold(frozen.number)
-                    print(f"trial {frozen.number} was left by its process, and goes on")
-                    return self.study.running(frozen)
-            if len(self.study.trials()) >= self.settings.n_trials:
+                if frozen.number not in self.held and self._left(frozen):
+                    if self._folder_of(frozen) == self._own(frozen.number):
+                        self._hold(frozen.number)
+                        print(f"trial {frozen.number} was left by its process, and goes on")
+                        return self.study.running(frozen)
+                    self.study.begin_anew(frozen)
+                    print(f"trial {frozen.number} was left by its process, and is begun anew")
+            waiting = self.study.trials("WAITING")
+            if not waiting and self.study.count() >= self.settings.n_trials:
                 return None
             trial = self.study.ask(self.space)
+            trial.set_user_attr("machine", platform.node())
+            trial.set_user_attr("folder", str(self._own(trial.number)))
             self._hold(trial.number)
-        trial.set_user_attr("machine", platform.node())
         return trial
+
+    def _own(self, number: int) -> Path:
+        return (self.folder / str(number)).absolute()
+
+    def _folder_of(self, frozen: Any) -> Path | None:
+        """Where a trial is run, if that can be looked at from here and is there."""
+        known = frozen.user_attrs.get("folder")
+        return Path(known) if known and Path(known).is_dir() else None
+
+    def _left(self, frozen: Any) -> bool:
+        """Whether a running trial's process is gone."""
+        folder = self._folder_of(frozen)
+        if folder is not None:
+            return lock.holder(folder, TRIAL_LOCK) is None
+        if "machine" not in frozen.user_attrs:
+            # Asked for, and killed before it could say so; or about to.
+            return (datetime.now() - frozen.datetime_start).total_seconds() > 60
+        return frozen.user_attrs["machine"] == platform.node() and "folder" in frozen.user_attrs
 
     def _same(self, trial: Any, job: Job) -> Any | None:
         """A trial that ended, and was this very job."""
@@ -307,7 +323,10 @@ class Search:
         words = frozen.user_attrs.get("overrides")
         job = self.compose(words) if words else Job((), None)
         same = frozen.user_attrs.get("same_as")
-        folder = self.folder / (name if same is None else str(same))
+        known = next(
+            (each for each in self.study.trials() if each.number == same), frozen
+        ).user_attrs.get("folder")
+        folder = Path(known) if known else self.folder / name
         one = outcome(name, job, folder, self.settings.rank_by)
         reason = frozen.user_attrs.get("reason") or frozen.user_attrs.get("error")
         status = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}.get(

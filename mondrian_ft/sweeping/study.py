@@ -154,6 +154,18 @@ class Study:
         """A trial that somebody began, to go on with."""
         return optuna().trial.Trial(self.study, frozen._trial_id)
 
+    def count(self) -> int:
+        """Trials that were begun, those aside that were left and are begun anew."""
+        return sum(
+            one.state.name != "WAITING" and "left" not in one.user_attrs for one in self.trials()
+        )
+
+    def begin_anew(self, frozen: Any) -> None:
+        """Fail a trial whose process is gone, and have its point be the next that is asked for."""
+        if frozen.params:
+            self.study.enqueue_trial(frozen.params)
+        self.tell(self.running(frozen), None, "FAIL", left=True, error="its process is gone")
+
     def tell(self, trial: Any, value: float | None, state: str, **facts: Any) -> None:
         """End a trial: ``COMPLETE`` with its figure, ``PRUNED`` or ``FAIL``."""
         for key, fact in facts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_a_killed_trial_goes_on_under_its_number(
     before = {path: path.stat().st_mtime_ns for path in kept.glob("*/run.json")}
     gone = theirs.ask(parsed(*SEARCH[3:5])[0])
     (kept / str(gone.number)).mkdir()
+    gone.set_user_attr("machine", "any")
+    gone.set_user_attr("folder", str(kept / str(gone.number)))
     with (kept / JOURNAL).open("ab") as file:
         file.write(b'{"op_code": 5, "tri')  # killed while it wrote
     assert searched(typed, kept, 4) == 0
@@ -285,6 +288,37 @@ def test_a_read_only_storage_is_told(
     err = capsys.readouterr().err
     assert "Read-only file system; give hydra.sweeper.storage" in err
     assert not list(place.glob("[0-9]"))
+
+
+def test_a_trial_left_in_another_folder_is_begun_anew(
+    searching: str, typed: Typed, kept: Path, bench: Path, capsys: Any
+) -> None:
+    """Promise: processes that share a study from folders of their own lose no point of it either,
+    and leave a trial alone whose process lives."""
+    from mondrian_ft.sweeping import book
+    from mondrian_ft.sweeping.search import TRIAL_LOCK
+
+    (bench / "there" / "alive").mkdir(parents=True)
+    (bench / "there" / "gone").mkdir()
+    theirs = study.Study(study.open_storage(str(kept / JOURNAL)), "study", SearchSettings())
+    asked = {}
+    for name in ("alive", "gone"):
+        asked[name] = theirs.ask(parsed(*SEARCH[3:5])[0])
+        asked[name].set_user_attr("machine", platform.node())
+        asked[name].set_user_attr("folder", str(bench / "there" / name))
+    with book.held(bench / "there" / "alive", print, TRIAL_LOCK):
+        more = (f"hydra.sweeper.storage={kept / JOURNAL}", "hydra.sweeper.study_name=study")
+        assert searched(typed, bench / "elsewhere", 1, *more) == 0
+    told = capsys.readouterr().out
+    assert f"trial {asked['gone'].number} was left by its process, and is begun anew" in told
+    assert "1 trial still run by another process" in told
+    states = {one.number: one for one in theirs.trials()}
+    assert states[asked["alive"].number].state.name == "RUNNING"
+    assert states[asked["gone"].number].state.name == "FAIL"
+    anew = states[asked["gone"].number + 1]
+    assert anew.params == asked["gone"].params
+    assert anew.state.name in ("COMPLETE", "PRUNED")
+    theirs.tell(asked["alive"], None, "FAIL")
 
 
 def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
