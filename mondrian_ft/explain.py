@@ -29,6 +29,7 @@ from .errors import ConfigError, nearest
 from .help import config_dirs, options
 from .keys import ALIASES, keys, suggest_key, unknown_key
 from .schema import GROUPS, Config
+from .sweepers import SWEEPERS
 from .tasks import TASKS, Task
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -83,6 +84,11 @@ def explain(error: Exception, argv: Sequence[str] = ()) -> ConfigError:
             return _not_ours(full_key, error, start)
         schema = _schemas()[owner]
         return unknown_key(full_key, schema if issubclass(schema, Task) else None, where)
+    if several := _after(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = several.partition("=")
+        return ConfigError(
+            f"{several} is several values; sweep them with -m, or write a list: {key}=[{values}]"
+        )
     if taken := _after(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{taken} is there already; write {taken}=…, without the plus.")
     if group := _after(r"Could not override '([^']+)'\. No match in the defaults list", text):
@@ -248,6 +254,8 @@ def _annotation(key: str) -> Any:
     """The declared type of a dotted key, or None if no schema declares it."""
     group, _, leaf = key.rpartition(".")
     owners = TASKS.values() if group == "task" else [GROUPS.get(group, Config)]
+    if group == "hydra.sweeper":
+        owners = SWEEPERS.values()
     for owner in owners:
         if found := typing.get_type_hints(owner).get(leaf):
             return found

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from ..errors import ConfigError
 from ..sweepers import GridSettings, SearchSettings
 from . import grid as grids
 from .composing import Composer, settings_of
@@ -29,6 +30,13 @@ def grid(
     place = Composer(config, context, task)
     words = [f"{key}={value}" for key, value in (settings.params or {}).items()] + arguments
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(words)
+    for one in parsed:
+        if one.is_sweep_override() and not one.is_discrete_sweep():
+            raise ConfigError(
+                f"{one.input_line} has no end of values, so it can only be searched; add "
+                "hydra/sweeper=optuna, or name the values: "
+                f"{one.get_key_element()}=a,b,c"
+            )
     (lists,) = BasicSweeper.split_arguments(parsed, None)
     return grids.run(place, [place.compose(overrides) for overrides in lists], settings)
 

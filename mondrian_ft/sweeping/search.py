@@ -63,6 +63,9 @@ class Search:
         if base.error is not None or base.config is None:
             raise base.error or SweepError("the config does not validate", 2)
         self.base: Config = base.config
+        for key, one in space.items():
+            for word in one.ends():
+                compose([*self.fixed, f"{key}={word}"])  # of a wrong kind, it is told at once
         self.metric = _metric(self.base, settings.rank_by)
         self.larger = larger_is_better(self.metric)
         fixed_keys = {key: value for key, value in base.keys.items() if key not in space}

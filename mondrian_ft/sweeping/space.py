@@ -20,6 +20,12 @@ class Dimension:
         """The value as a command line gives it."""
         return self.words.get(value, repr(value) if isinstance(value, float) else str(value))
 
+    def ends(self) -> list[str]:
+        """Every choice, or the two ends of a range, as a command line gives them."""
+        if self.words:
+            return list(self.words.values())
+        return [self.word(self.distribution.low), self.word(self.distribution.high)]
+
 
 Space = dict[str, Dimension]
 
@@ -64,6 +70,7 @@ def _dimension(key: str, override: Any) -> Dimension:
         if override.is_interval_sweep():
             log = "log" in value.tags
             if isinstance(value.start, int) and isinstance(value.end, int):
+                # int(interval(…)); without int() Hydra gives floats.
                 return Dimension(IntDistribution(value.start, value.end, log=log))
             return Dimension(FloatDistribution(float(value.start), float(value.end), log=log))
         if override.is_range_sweep():

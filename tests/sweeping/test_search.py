@@ -333,6 +333,18 @@ def test_settings_out_of_range_are_refused(typed: Typed, bench: Path, capsys: An
     assert "hydra.sweeper.repeats is 1, but it must be 2 or more." in capsys.readouterr().err
 
 
+def test_a_range_of_the_wrong_kind_is_refused(typed: Typed, bench: Path, capsys: Any) -> None:
+    """Promise: a rank that would be 2.6 is told before there is a study; and a range given to a
+    grid, which has no end, with what to type."""
+    words = [word for word in SEARCH if not word.startswith("lora.rank")]
+    place = bench / "kind"
+    assert typed(*words, "lora.rank=interval(1,4)", f"hydra.sweep.dir={place}") == 2
+    assert "but it must be a whole number" in capsys.readouterr().err
+    assert not (place / JOURNAL).exists()
+    assert typed("-m", "lora.rank=interval(1,4)") == 2
+    assert "add hydra/sweeper=optuna, or name the values" in capsys.readouterr().err
+
+
 def test_without_optuna_it_says_what_to_install(
     typed: Typed, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
