@@ -14,6 +14,7 @@ from pathlib import Path
 
 # Imports what each entry needs when it runs; the training step measures processes of their own.
 from . import (
+    curves,
     decode,
     epoch_cost,
     large_database,
@@ -23,6 +24,7 @@ from . import (
     pieces,
     service,
     similar,
+    sweeps,
     tracking,
     training_step,
 )
@@ -32,6 +34,10 @@ ENTRIES = {
     "first_update": training_step.first_update,
     "epoch_cost": epoch_cost.run,
     "main_job": main_job.run,
+    "sweep_overhead": sweeps.overhead,
+    "composing": sweeps.composing,
+    "search_curves": curves.run,
+    "search": sweeps.search,
     **pieces.ENTRIES,
     "tracking": tracking.run,
     "memory_fit": memory_fit.run,
@@ -40,7 +46,7 @@ ENTRIES = {
     "similar": similar.run,
     "large_database": large_database.run,
 }
-ON_REQUEST = ("large_database",)
+ON_REQUEST = ("large_database", "search_curves")
 """Measured only where they are named: half an hour and 6 GB of disk."""
 
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from . import __version__
 from . import help as help_page
 from .config import conf_dir, load, register_schemas
-from .errors import ConfigError, MondrianError
+from .errors import ConfigError, MondrianError, Pruned, SweepError
 from .explain import COMPOSE_ERRORS, explain, flag
 
 if TYPE_CHECKING:
@@ -59,22 +59,36 @@ def job(cfg: DictConfig) -> float | None:
         config = _load(cfg, Path(hydra_config.runtime.cwd), folder, sweeping)
         from .run import Run
 
-        if sweeping:
-            overrides = " ".join(hydra_config.overrides.task) or "no overrides"
-            print(f"job {hydra_config.job.num}: {overrides}", file=sys.stderr)
-        group = folder.parent.name if sweeping else None
-        with Run.open(config, folder, group=group) as run:
-            return config.task.run(config, run)
+        if not sweeping:
+            with Run.open(config, folder) as run:
+                return config.task.run(config, run)
+        from .sweeping import clean
+
+        words = list(hydra_config.overrides.task)
+        print(f"job {folder.name}: {' '.join(words) or 'no overrides'}", file=sys.stderr)
+        trial = clean.trial(folder)
+        group = Path(hydra_config.sweep.dir).name
+        with clean.slate(words), Run.open(config, folder, group=group, trial=trial) as run:
+            result = config.task.run(config, run)
+            if result is not None:
+                run.record(result=result)
+            return result
+    except Pruned as error:
+        print(f"job {folder.name}: pruned; {error}", file=sys.stderr)
+        return None
     except Exception as error:
-        _outcome.errors.append(error)
         if not sweeping:
             # Hydra would print a heading of its own; main() tells it in one sentence instead.
+            _outcome.errors.append(error)
             return None
         if getattr(error, "exit_code", 1) == 130:
             # Ctrl-C ends the sweep, not only this job.
             raise KeyboardInterrupt from error
-        _tell(error, prefix=f"job {hydra_config.job.num}: ")
-        raise
+        code = _tell(error, prefix=f"job {folder.name}: ")
+        # Of our own kind, since the launcher may have to send it to another process.
+        told = SweepError(str(error), code)
+        _outcome.errors.append(told)
+        raise told from None
 
 
 def _load(cfg: DictConfig, cwd: Path, folder: Path, sweeping: bool) -> Config:
@@ -147,7 +161,7 @@ def main() -> int:
 
 
 def _sweep_failed() -> int:
-    """The closing line of a sweep, whose failed jobs have each told their own sentence."""
+    """The closing line of a sweep by Hydra's own sweeper; its failed jobs told their sentences."""
     failed = len(_outcome.errors)
     print(f"{failed} of {_outcome.started} jobs failed; the others are done.", file=sys.stderr)
     return max(getattr(error, "exit_code", 1) for error in _outcome.errors)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .keys import unknown_key
 from .schema import GROUPS, Config
+from .sweepers import SWEEPERS
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ __all__ = [
     "as_dict",
     "conf_dir",
     "config_hash",
+    "job_identity",
     "load",
     "register_schemas",
     "secret_keys",
 ]
 
 _OUTSIDE_IDENTITY = ("tracking", "registry", "serve", "task", "experiment_name")
+_PLACES = ("data.output_dir", "eval.report", "task.output_dir")
+"""Where results are put, which is no part of what they are."""
 
 
 def conf_dir() -> str:
@@ -55,6 +59,8 @@ def register_schemas() -> None:
         store.store(group=group, name="schema", node=schema)
     for name, task in TASKS.items():
         store.store(group="task", name=f"schema_{name}", node=task)
+    for name, sweeper in SWEEPERS.items():
+        store.store(group="hydra/sweeper", name=name, node=sweeper)
 
 
 def load(cfg: DictConfig, cwd: str | Path | None = None) -> Config:
@@ -159,6 +165,26 @@ def config_hash(config: Config) -> str:
         }
     text = json.dumps(_plain(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def job_identity(config: Config) -> dict[str, Any]:
+    """What makes a job of a sweep the job it is: every key, dotted, that changes what it does.
+
+    More than ``config_hash`` covers: the task with its keys, and the paths that are read. Left out
+    are where results are put, what only names, places or continues a run (``aside`` in the schema),
+    tracking, registry and the service.
+    """
+    kept: dict[str, Any] = {}
+    for group in (*GROUPS, "task"):
+        if group in _OUTSIDE_IDENTITY and group != "task":
+            continue
+        owner = getattr(config, group)
+        for item in dataclasses.fields(owner):
+            key = f"{group}.{item.name}"
+            if not item.metadata.get("aside") and key not in _PLACES:
+                kept[key] = _plain(getattr(owner, item.name))
+    names = {task: name for name, task in TASKS.items()}
+    return {"task": names.get(type(config.task), type(config.task).__name__)} | kept
 
 
 def _undeclared(cfg: DictConfig) -> Iterator[str]:

@@ -56,6 +56,27 @@ class Interrupted(TrainingError):
     exit_code = 130
 
 
+class Pruned(TrainingError):
+    """A trial of a search that was given up, as its curve is behind the others'; no failure."""
+
+
+class SweepError(MondrianError):
+    """A sweep or a study that cannot be run in its folder, or jobs of it that failed.
+
+    Args:
+        sentence: what to print.
+        exit_code: what the process exits with.
+    """
+
+    def __init__(self, sentence: str, exit_code: int = 1) -> None:
+        # Both are arguments, as it travels between processes.
+        super().__init__(sentence, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class EvaluationError(MondrianError):
     """An evaluation that is not whole: an arm could not answer, or a report not be put in place."""
 

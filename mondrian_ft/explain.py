@@ -29,12 +29,15 @@ from .errors import ConfigError, nearest
 from .help import config_dirs, options
 from .keys import ALIASES, keys, suggest_key, unknown_key
 from .schema import GROUPS, Config
+from .sweepers import SWEEPERS
 from .tasks import TASKS, Task
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """What composing a config may raise, besides plain ValueErrors."""
 
-_GROUP_NAMES = (*GROUPS, "task", "experiment", "recipe")
+_GROUP_NAMES = (*GROUPS, "task", "experiment", "sweep", "recipe")
+_ADDED = ("experiment", "sweep")
+"""Groups of which nothing is chosen unless it is added, with a plus."""
 
 
 def explain(error: Exception, argv: Sequence[str] = ()) -> ConfigError:
@@ -81,6 +84,11 @@ def explain(error: Exception, argv: Sequence[str] = ()) -> ConfigError:
             return _not_ours(full_key, error, start)
         schema = _schemas()[owner]
         return unknown_key(full_key, schema if issubclass(schema, Task) else None, where)
+    if several := _after(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = several.partition("=")
+        return ConfigError(
+            f"{several} is several values; sweep them with -m, or write a list: {key}=[{values}]"
+        )
     if taken := _after(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{taken} is there already; write {taken}=…, without the plus.")
     if group := _after(r"Could not override '([^']+)'\. No match in the defaults list", text):
@@ -132,8 +140,8 @@ def _yaml(error: YAMLError) -> ConfigError:
 
 def _unreadable(override: str, folders: Sequence[Path]) -> ConfigError:
     if "=" not in override:
-        for group in ("task", "experiment"):
-            plus = "+" if group == "experiment" else ""
+        for group in ("task", *_ADDED):
+            plus = "+" if group in _ADDED else ""
             if found := nearest(override, options(group, folders)):
                 return ConfigError(
                     f"{override} is not key=value; did you mean {plus}{group}={found}?"
@@ -165,7 +173,7 @@ def _missing(error: MissingConfigException) -> ConfigError:
 
 def _not_an_option(group: str, option: str, known: Sequence[str], where: str = "") -> ConfigError:
     offered = _shown(known)
-    plus = "+" if group == "experiment" else ""
+    plus = "+" if group in _ADDED else ""
     start = f"{where}there is no {plus}{group}={option}; "
     if found := nearest(option, offered):
         return ConfigError(f"{start}did you mean {plus}{group}={found}?")
@@ -176,9 +184,10 @@ def _not_an_option(group: str, option: str, known: Sequence[str], where: str = "
 
 
 def _no_such_group(group: str, start: str, overrides: Sequence[str]) -> ConfigError:
-    if group == "experiment" and not start:
-        asked = next((o for o in overrides if o.startswith("experiment=")), "experiment=NAME")
-        return ConfigError(f"an experiment is added with a plus: +{asked}")
+    if group in _ADDED and not start:
+        asked = next((o for o in overrides if o.startswith(f"{group}=")), f"{group}=NAME")
+        article = "an" if group == "experiment" else "a"
+        return ConfigError(f"{article} {group} is added with a plus: +{asked}")
     if found := nearest(group, _GROUP_NAMES):
         return ConfigError(f"{start}there is no group {group}; did you mean {found}?")
     return ConfigError(f"{start}there is no group {group}; there are {', '.join(_GROUP_NAMES)}.")
@@ -245,6 +254,8 @@ def _annotation(key: str) -> Any:
     """The declared type of a dotted key, or None if no schema declares it."""
     group, _, leaf = key.rpartition(".")
     owners = TASKS.values() if group == "task" else [GROUPS.get(group, Config)]
+    if group == "hydra.sweeper":
+        owners = SWEEPERS.values()
     for owner in owners:
         if found := typing.get_type_hints(owner).get(leaf):
             return found

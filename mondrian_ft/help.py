@@ -38,7 +38,8 @@ EXAMPLES
   python -m mondrian_ft '+experiment=[ansel_v1,dry_run]'  that one, on five rows
   python -m mondrian_ft task=link data=mondrian data.output_dir=./training_data
   python -m mondrian_ft lora.rank=8 trainer.epochs=5      any key, by hand
-  python -m mondrian_ft -m lora.rank=4,8,16               one run for each
+  python -m mondrian_ft -m lora.rank=4,8,16               one run for each, ranked
+  python -m mondrian_ft +sweep=rank_lr                    a sweep that is written down
 
 EXPERIMENTS OF YOUR OWN
   Write the keys that differ into my_conf/experiment/NAME.yaml, under the first line
@@ -46,7 +47,7 @@ EXPERIMENTS OF YOUR OWN
 
 MORE
   --cfg job            print every key and its value, run nothing
-  -m, --multirun       sweep the values separated by commas
+  -m, --multirun       sweep the values separated by commas; hydra/sweeper=optuna searches
   --config-dir DIR     look for groups and experiments in DIR as well
   --version            this program's version
   --hydra-help         the other flags, from Hydra
@@ -114,8 +115,8 @@ def _tasks() -> str:
 
 def _groups(more: Sequence[Path]) -> str:
     lines = []
-    for group in (*GROUPS, "experiment"):
+    for group in (*GROUPS, "experiment", "sweep"):
         marked = [f"{o}*" if DEFAULTS.get(group) == o else o for o in options(group, more)]
-        name = "+experiment" if group == "experiment" else group
+        name = f"+{group}" if group in ("experiment", "sweep") else group
         lines.append(f"  {name:<11}  {', '.join(marked)}")
     return "\n".join(lines)

@@ -3,8 +3,9 @@
     with Run.open(config) as run:
         config.task.run(config, run)
 
-``run.json`` is there from the first moment, says ``running``, and ends as ``done``, ``failed`` or
-``interrupted``, so a folder always tells what became of it. Nothing here needs Hydra.
+``run.json`` is there from the first moment, says ``running``, and ends as ``done``, ``failed``,
+``interrupted`` or, a trial of a search, ``pruned``, so a folder always tells what became of it.
+Nothing here needs Hydra.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from importlib import metadata
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .config import as_dict, config_hash, secret_keys
-from .errors import Interrupted, MondrianError
+from .errors import Interrupted, MondrianError, Pruned
 from .files import atomic_write_json, atomic_write_text
 from .tracking import Tracker, make_tracker
 
@@ -62,15 +63,24 @@ class Run:
         group: the sweep the run belongs to, or None.
         console: what a person reads, on standard output.
         tracker: takes the numbers; see ``tracking``.
+        trial: told the figure, the update and the number of every evaluation, where the run is a
+            trial of a search; it raises ``Pruned`` to give the run up.
     """
 
-    def __init__(self, config: Config, folder: Path, group: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        group: str | None = None,
+        trial: Callable[[float | None, int, int], None] | None = None,
+    ) -> None:
         from rich.console import Console
 
         self.config = config
         self.config_hash = config_hash(config)
         self.folder = folder
         self.group = group
+        self.trial = trial
         self.name = f"{config.experiment_name}/{folder.name}"
         # Into a file or a pipe lines are not folded at 80 columns, which would cut paths in two.
         width = None if sys.stdout.isatty() else 120
@@ -93,7 +103,12 @@ class Run:
     @classmethod
     @contextmanager
     def open(
-        cls, config: Config, folder: str | Path | None = None, *, group: str | None = None
+        cls,
+        config: Config,
+        folder: str | Path | None = None,
+        *,
+        group: str | None = None,
+        trial: Callable[[float | None, int, int], None] | None = None,
     ) -> Iterator[Run]:
         """Opens the run, and closes it however the block ends.
 
@@ -105,6 +120,7 @@ class Run:
             folder: the run folder, made if it is missing; None makes
                 ``outputs/<experiment>/<timestamp>`` where the process stands.
             group: name of the sweep this run belongs to.
+            trial: see the class.
 
         Raises:
             MondrianError: the folder cannot be written.
@@ -112,7 +128,7 @@ class Run:
         if folder is None:
             stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
             folder = Path("outputs") / config.experiment_name / stamp
-        run = cls(config, Path(folder).absolute(), group)
+        run = cls(config, Path(folder).absolute(), group, trial)
         with _sigterm_interrupts():
             try:
                 yield run
@@ -152,6 +168,8 @@ class Run:
         """Closes the run that ``error`` ended, which the caller goes on raising."""
         if isinstance(error, KeyboardInterrupt | Interrupted):
             status, sentence = "interrupted", str(error) or "interrupted"
+        elif isinstance(error, Pruned):
+            status, sentence = "pruned", str(error)
         elif isinstance(error, MondrianError):
             status, sentence = "failed", str(error)
         else:

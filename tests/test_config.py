@@ -158,7 +158,7 @@ def test_yaml_files_are_commented_and_typed() -> None:
         text = path.read_text(encoding="utf-8")
         group = path.parent.name
         assert text.startswith("# "), path
-        if group in ("experiment", "recipe"):
+        if group in ("experiment", "recipe", "sweep"):
             assert text.startswith("# @package _global_\n# "), path
         elif group != "conf":
             schema = f"schema_{path.stem}" if group == "task" else "schema"

@@ -30,12 +30,14 @@ RANK = {
     "pipeline": 4,
     "tasks": 5,
     "schema": 6,
+    "sweepers": 6,
     "keys": 7,
     "config": 8,
     "tracking": 9,
     "run": 9,
     "help": 9,
     "explain": 10,
+    "sweeping": 10,
     "__main__": 11,
 }
 """A room imports rooms of a lower rank only; rooms of one rank do not know each other."""

@@ -318,7 +318,13 @@ def write(config: Config, run: Run, report: dict[str, Any], adapter: Adapter | N
     if evidence["arms_failed"]:
         told = "; ".join(_unanswered(evidence["arms_failed"]))
         done.problems.append(f"{told}; what the others answered is in {screen.near(place)}")
-    run.record(evaluation={"report": str(place), "verdict": evidence["verdict"]})
+    run.record(
+        evaluation={
+            "report": str(place),
+            "verdict": evidence["verdict"],
+            "score_mae": evidence["arms"].get("tuned", {}).get("score_mae"),
+        }
+    )
     run.tracker.summary(figures(evidence))
     run.tracker.show(lambda: tables.tables(report), page)
     return done

@@ -28,7 +28,7 @@ from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
 from ..training import bounds, callbacks, lock, optim, preflight
 from ..training.checkpoint import CheckpointDir
-from ..training.trainer import Trainer, TrainState
+from ..training.trainer import Callback, Trainer, TrainState
 from . import checking, inputs, resuming
 from .places import VISION_FEATURES
 from .rows import Parts
@@ -274,11 +274,17 @@ def _train(
     run.tracker.follow(checkpoints.folder, start)
     inputs.tell(config, run, parts)
     progress = callbacks.Progress(run.console, total, trainer.state.step)
-    trainer.callbacks = [
+    looking: list[Callback] = [
         callbacks.Logging(run.tracker.log, total, answers.name if answers else None),
         callbacks.Warnings(run.warn, trainer.fault),
         progress,
     ]
+    if run.trial is not None:
+        # Last, so that what makes a search give up is in the log.
+        looking.append(
+            callbacks.Reporting(run.trial, every=trainer.eval_every, monitored=answers is not None)
+        )
+    trainer.callbacks = looking
     rest_tower(base, features, [*examples, *validation])
     longest = max(len(example.tokens) for example in examples)
     largest = min(config.trainer.batch_size, len(examples)) * longest * base.backbone.width
@@ -331,6 +337,9 @@ def _train(
     )
     atomic_write_json(folder / "training_args.json", run.resolved)
     write_visits(run, examples, state)
+    if answers is not None:
+        value = state.best_value if step == state.best_step else state.value
+        run.record(monitor={"name": answers.name, "value": value})
     if log.is_file():
         atomic_write_bytes(folder / "training_log.jsonl", log.read_bytes())
     run.record(

@@ -117,6 +117,37 @@ class Warnings:
         pass
 
 
+class Reporting:
+    """Tells a search how a trial is doing, after every evaluation.
+
+    ``report`` may raise ``Pruned``, which ends the run as an error would: nothing it computed is
+    changed, and the checkpoint of this evaluation is already written.
+
+    Args:
+        report: called with the figure, the update, and which evaluation it is, from 1.
+        every: updates between evaluations.
+        monitored: whether the monitor's figure is reported, and not the validation loss.
+    """
+
+    def __init__(
+        self, report: Callable[[float | None, int, int], None], *, every: int, monitored: bool
+    ) -> None:
+        self.report = report
+        self.every = every
+        self.monitored = monitored
+
+    def on_step(self, state: TrainState, update: Update) -> None:
+        pass
+
+    def on_eval(self, state: TrainState) -> None:
+        value = state.value if self.monitored else state.val_loss
+        # Not counted: a run that goes on evaluates the update of its checkpoint once more.
+        self.report(value, state.step, -(-state.step // self.every))
+
+    def on_end(self, state: TrainState) -> None:
+        pass
+
+
 class Progress:
     """A progress bar with loss, speed, peak memory and the time that is left.
 

@@ -1,4 +1,4 @@
-"""One process trains into a folder at a time."""
+"""One process works on a folder at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ NAME = "training.lock"
 
 
 @contextmanager
-def held(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
+def held(
+    folder: Path,
+    notice: Callable[[str], None],
+    *,
+    name: str = NAME,
+    doing: str = "trained into",
+    key: str = "task.output_dir",
+) -> Iterator[None]:
     """Hold a folder for this process for as long as the block lasts.
 
     The operating system lets go of the lock of a process that dies, however it dies; the file that
@@ -27,16 +34,19 @@ def held(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
     Args:
         folder: made if it is missing.
         notice: called with a sentence if an earlier process died here.
+        name: of the lock's file.
+        doing: what is being done to the folder, for the sentences.
+        key: what chooses another folder.
 
     Raises:
-        TrainingError: another process trains into it, or the folder cannot be written.
+        TrainingError: another process holds it, or the folder cannot be written.
     """
-    path = folder / NAME
-    handle = _taken(path, folder)
+    path = folder / name
+    handle = _taken(path, folder, doing, key)
     try:
         if earlier := _holder(handle):
             notice(
-                f"{folder} was being trained into by process {earlier}, which ended without "
+                f"{folder} was being {doing} by process {earlier}, which ended without "
                 "cleaning up; its lock is taken over"
             )
         _write(handle)
@@ -49,10 +59,10 @@ def held(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
             folder.rmdir()  # only where nothing came of it
 
 
-def holder(folder: Path) -> str | None:
-    """Who trains into a folder now, in words; None if nobody does."""
+def holder(folder: Path, name: str = NAME) -> str | None:
+    """Who holds a folder now, in words; None if nobody does."""
     try:
-        handle = os.open(folder / NAME, os.O_RDWR)
+        handle = os.open(folder / name, os.O_RDWR)
     except OSError:
         return None
     try:
@@ -65,7 +75,7 @@ def holder(folder: Path) -> str | None:
         os.close(handle)
 
 
-def _taken(path: Path, folder: Path) -> int:
+def _taken(path: Path, folder: Path, doing: str, key: str) -> int:
     """A handle of the lock's file with the lock on it."""
     while True:
         try:
@@ -74,7 +84,7 @@ def _taken(path: Path, folder: Path) -> int:
         except OSError as error:
             raise TrainingError(
                 f"cannot write {path}: {error.strerror or error}; choose a folder you may write to "
-                "with task.output_dir"
+                f"with {key}"
             ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,8 +92,8 @@ def _taken(path: Path, folder: Path) -> int:
             other = _holder(handle) or "unknown"
             os.close(handle)
             raise TrainingError(
-                f"{folder} is being trained into by process {other}; wait for it or end it, or "
-                "choose another task.output_dir"
+                f"{folder} is being {doing} by process {other}; wait for it or end it, or "
+                f"choose another {key}"
             ) from None
         # The one who held it before may have removed the file between the two calls.
         if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):

@@ -64,6 +64,8 @@ def test_contents(wheel: Path) -> None:
     configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"mondrian_ft/{name}" for name in configs} <= names
     assert "mondrian_ft/sample/weights/model.safetensors" in names
+    assert "hydra_plugins/mondrian_ft_sweepers.py" in names
+    assert "hydra_plugins/__init__.py" not in names, "other packages' plugins would be hidden"
     assert not [name for name in names if name.startswith(("tests/", "outputs/", "benchmarks/"))]
     assert wheel.stat().st_size < 13_000_000
 
@@ -76,6 +78,14 @@ def test_console_script(installed: Path, tmp_path: Path) -> None:
     assert read_json(folder / "run.json")["status"] == "done"
     assert (folder / "report.html").is_file()
     assert f"  {installed / 'mondrian-ft'} task=export" in done.stdout
+
+
+def test_sweep(installed: Path, tmp_path: Path) -> None:
+    """Hydra finds our sweepers in the wheel: ``-m`` ends in a ranking."""
+    done = call(installed / "mondrian-ft", "-m", "task=link", "tracking=none", cwd=tmp_path)
+    assert "1 job: 1 done." in done.stdout
+    (folder,) = run_folders(tmp_path)
+    assert (folder.parent / "sweep.json").is_file()
 
 
 def test_module(installed: Path, tmp_path: Path) -> None:
