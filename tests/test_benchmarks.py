@@ -196,8 +196,8 @@ def test_an_epochs_cost_is_measured_to_its_end() -> None:
 
 @pytest.mark.slow
 def test_a_second_run_is_at_its_first_update_soon(tmp_path: Path) -> None:
-    """Promise: within 3 s on a quiet machine (``first_update``). Here CPU time is held to five times
-    that, since other tests run beside it."""
+    """Promise: within 3 s on a quiet machine (``first_update``). Here CPU time is held to five
+    times that, since other tests run beside it."""
     argv = [*training_step._ours(), "task=train", "trainer.max_steps=1", "hydra.run.dir=run"]
     training_step.until_first_update(argv, tmp_path)
     seconds, cpu = training_step.until_first_update(argv, tmp_path)
