@@ -1,7 +1,7 @@
-"""The README's figures and the plot of an epoch's cost, made from the files of results.
+"""The README's figures, and the plot and the words of an epoch's cost in ``docs/training.md``.
 
-``python -m benchmarks.readme`` writes both; whatever the files do not hold is left out. Files lie
-in ``benchmarks/results``, one for each kind of machine.
+``python -m benchmarks.readme`` makes them from the files of results; what those do not hold is left
+out. They lie in ``benchmarks/results``, one for each kind of machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from . import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TRAINING = ROOT / "docs" / "training.md"
 PLOT = ROOT / "docs" / "images" / "epoch_cost.svg"
 CPU, GPU = "linux-x86_64-2-cores", "nvidia-h200"
 BEGIN = "<!-- figures: python -m benchmarks.readme -->"
@@ -37,11 +38,22 @@ Entries = Mapping[str, Any]
 
 
 def main() -> None:
-    """Write the README's part and the plot."""
-    README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
-    drawn = plot(entries(CPU))
-    if drawn is not None:
-        PLOT.write_text(drawn, encoding="utf-8")
+    """Write what is made from the results."""
+    for path, text in made().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def made() -> dict[Path, str]:
+    """What the files that show figures have to hold, by the results there are."""
+    found = entries(CPU)
+    texts = {
+        README: with_figures(
+            README.read_text(encoding="utf-8"), [*_cpu(found), *_gpu(entries(GPU))]
+        ),
+        TRAINING: with_figures(TRAINING.read_text(encoding="utf-8"), _epoch_cost(found)),
+    }
+    drawn = plot(found)
+    return texts | ({} if drawn is None else {PLOT: drawn})
 
 
 def entries(machine: str) -> Entries:
@@ -50,8 +62,8 @@ def entries(machine: str) -> Entries:
     return json.loads(path.read_text(encoding="utf-8"))["entries"] if path.is_file() else {}
 
 
-def with_figures(text: str) -> str:
-    """The README with what stands between its marks made anew.
+def with_figures(text: str, parts: Sequence[str]) -> str:
+    """A text with ``parts``, a paragraph each, in place of what stands between its marks.
 
     Raises:
         ValueError: a mark is missing.
@@ -59,9 +71,9 @@ def with_figures(text: str) -> str:
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
-    parts = "\n\n".join([*_cpu(entries(CPU)), *_gpu(entries(GPU))])
-    return f"{before}{BEGIN}\n\n{parts}\n\n{END}{after}"
+        raise ValueError(f"the text lacks the lines {BEGIN!r} and {END!r}")
+    inside = "".join(f"\n{part}\n" for part in parts)
+    return f"{before}{BEGIN}\n{inside}{inside and chr(10)}{END}{after}"
 
 
 # --- two cores -------------------------------------------------------------------------------
@@ -175,6 +187,26 @@ def _decoding_4b(decoding: Entries) -> str:
         f"s, scaled from {theirs['measured_photographs']} photographs: "
         f"{decoding['evaluation_ratio']:.0f} times."
     )
+
+
+# --- an epoch ----------------------------------------------------------------------------------
+
+
+def _epoch_cost(found: Entries) -> list[str]:
+    cost = found.get("epoch_cost")
+    if cost is None:
+        return []
+    line, sizes = cost["line"], cost["sizes"]
+    least, most = (choose(one["peak_mb"] for one in sizes) for choose in (min, max))
+    told = (
+        "On two CPU cores, with the sample model, an epoch took "
+        f"{line['seconds_a_row'] * 1000:.0f} ms a row from {sizes[0]['rows']:,} to "
+        f"{sizes[-1]['rows']:,} rows (R² {line['r_squared']:.4f}, no size more than "
+        f"{line['largest_difference']:.0%} off the line), and the process {least} to {most} MB."
+    )
+    if cost["subsampled"]:
+        told += " Of the larger sizes a part of the updates was measured, and taken for all."
+    return [told, f"![Seconds of an epoch over its rows](images/{PLOT.name})"]
 
 
 # --- the plot --------------------------------------------------------------------------------

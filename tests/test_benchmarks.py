@@ -109,16 +109,14 @@ def test_the_documented_peaks_are_the_recorded_ones() -> None:
         assert all(abs(one["off"]) <= 0.15 for one in cases.values()), path
 
 
-def test_the_readmes_figures_are_the_files() -> None:
+def test_shown_figures_are_the_files() -> None:
     """Promise: no figure of the README, and no point of the plot, was typed by hand."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_figures(text) == text, "run: python -m benchmarks.readme"
-    drawn = readme.plot(readme.entries(readme.CPU))
-    kept = readme.PLOT.read_text(encoding="utf-8") if readme.PLOT.is_file() else None
-    assert drawn == kept, "run: python -m benchmarks.readme"
+    for path, text in readme.made().items():
+        assert path.read_text(encoding="utf-8") == text, "run: python -m benchmarks.readme"
+    assert readme.PLOT.is_file() == ("epoch_cost" in readme.entries(readme.CPU))
 
 
-def test_the_readme_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Promise: parties that were not measured are left out, new ones are told by their name, and a
     README without marks is an error."""
     some = {
@@ -130,9 +128,15 @@ def test_the_readme_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None
             "pieces": {"pieces_rows_1": {"softmax": 0.1}, "process_seconds": 3.0},
         },
     }
+    pages = {name: tmp_path / f"{name}.md" for name in ("README", "TRAINING")}
+    for name, page in pages.items():
+        page.write_text(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n")
+        monkeypatch.setattr(readme, name, page)
     found = {readme.GPU: {"training_4b": some}, readme.CPU: {}}
     monkeypatch.setattr(readme, "entries", found.get)
-    made = readme.with_figures(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n")
+    assert readme.made().keys() == set(pages.values())
+    assert readme.made()[pages["TRAINING"]] == f"a\n{readme.BEGIN}\n{readme.END}\nb\n"
+    made = readme.made()[pages["README"]]
     assert "| brand new | | | | 0.500 (4.0×) | | 1.0 |" in made
     assert "| mlx-vlm | | | | 2.000 | | 3.0 |" in made
     assert "old" not in made
@@ -140,7 +144,26 @@ def test_the_readme_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None
     assert made.startswith(f"a\n{readme.BEGIN}\n")
     assert made.endswith(f"{readme.END}\nb\n")
     with pytest.raises(ValueError, match="end of figures"):
-        readme.with_figures("no marks")
+        readme.with_figures("no marks", [])
+
+
+def test_an_epochs_cost_is_told_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: words and plot say what was measured, and whether all of it was."""
+    sizes = [
+        {"rows": rows, "epoch_seconds": rows / 20, "peak_mb": 300 + rows // 1000}
+        for rows in (100, 300, 1000, 3000)
+    ]
+    line = epoch_cost.fit([(one["rows"], one["epoch_seconds"]) for one in sizes])
+    found = {"epoch_cost": {"line": line, "sizes": sizes, "subsampled": True}}
+    monkeypatch.setattr(readme, "entries", lambda machine: found if machine == readme.CPU else {})
+    made = readme.made()
+    assert made[readme.PLOT].count("<circle") == 4
+    assert "50 ms a row" in made[readme.PLOT]
+    text = made[readme.TRAINING]
+    assert "50 ms a row from 100 to 3,000 rows" in text
+    assert "300 to 303 MB" in text
+    assert "a part of the updates" in text
+    assert "](images/epoch_cost.svg)" in text
 
 
 def test_a_straight_line_is_told_from_a_bent_one() -> None:
@@ -173,9 +196,12 @@ def test_an_epochs_cost_is_measured_to_its_end() -> None:
 
 @pytest.mark.slow
 def test_a_second_run_is_at_its_first_update_soon(tmp_path: Path) -> None:
-    """Promise: within 3 s on a quiet machine (``first_update``); here ten times that is allowed."""
+    """Promise: within 3 s on a quiet machine (``first_update``). Here CPU time is held to five
+    times that, since other tests run beside it."""
     argv = [*training_step._ours(), "task=train", "trainer.max_steps=1", "hydra.run.dir=run"]
     training_step.until_first_update(argv, tmp_path)
-    assert training_step.until_first_update(argv, tmp_path) < 30
+    seconds, cpu = training_step.until_first_update(argv, tmp_path)
+    assert seconds > 0
+    assert cpu < 15
     with pytest.raises(RuntimeError, match=r"lora\.rnk"):
         training_step.until_first_update([*argv[:-1], "lora.rnk=4", argv[-1]], tmp_path)

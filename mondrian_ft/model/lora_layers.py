@@ -20,6 +20,7 @@ from typing import Any
 
 # mlx-vlm imports MLX, and OpenBLAS has to come before it.
 from .backend import ON_CPU, mx, nn  # isort: skip
+from . import light_transformers  # isort: skip  # noqa: F401
 
 from mlx_vlm.trainer.peft.lora_layers import LoRALinear
 

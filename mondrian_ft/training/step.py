@@ -98,7 +98,9 @@ class UpdateStep:
         divided into micro-batches. Nothing is waited for but the micro-batches but one. ``limits``
         are the highest loss and gradient norm that are applied.
         """
-        if not self.model.training:
+        # An evaluation leaves layers in its mode, also such as it had taken out of the model.
+        trained = [module for module, _ in self._places]
+        if not trained or not all(one.training for one in (self.model, *trained)):
             self.model.train()
         before = self.model.trainable_parameters()
         state = self.optimizer.state

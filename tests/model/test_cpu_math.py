@@ -69,8 +69,8 @@ def test_norms_are_mlxs() -> None:
     """Values and gradients, the weight's among them."""
     x, above = mx.random.normal((5, 7, 48)), mx.random.normal((5, 7, 48))
     weight = mx.random.normal((48,))
-    expected = mx.vjp(lambda *a: mx.fast.rms_norm(*a, 1e-5), [x, weight], [above])
-    found = mx.vjp(lambda *a: cpu_math.rms_norm(*a, 1e-5), [x, weight], [above])
+    expected = mx.vjp(lambda x, w: mx.fast.rms_norm(x, w, 1e-5), [x, weight], [above])
+    found = mx.vjp(lambda x, w: cpu_math.rms_norm(x, w, 1e-5), [x, weight], [above])
     for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
         assert np.allclose(np.array(one), np.array(other), atol=2e-5, rtol=1e-5)
 

@@ -181,6 +181,20 @@ def test_an_update_that_is_not_finite_changes_nothing(lab, base) -> None:
     assert any(not np.array_equal(before[name], one) for name, one in everything().items())
 
 
+def test_a_layer_left_in_evaluation_is_trained_with_dropout(lab, base) -> None:
+    """One that was out of the model while the others were put back to training."""
+    lab.attach(base, dropout=0.5)
+    batch = collate(lab.examples(1), range(1), base.pad_token)
+    parts = device_parts(batch, base.backbone, FeatureStore(base.backbone))
+    step = step_of(base)
+    step([parts], batch.supervised)
+    layers = lora.lora_layers(base.model)
+    assert all(one.training for one in layers.values())
+    next(iter(layers.values())).eval()
+    step([parts], batch.supervised)
+    assert all(one.training for one in layers.values())
+
+
 def test_weights_put_in_from_outside_are_what_is_trained(lab, base) -> None:
     """A restored checkpoint, say: the step's own vectors are then out of date."""
     lab.attach(base, live=False)
