@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 MakeModel = Callable[["tasks.Serve", "Config", "Run"], "Model"]
 START_SECONDS = 600.0
 """An adapter that is not proven by then is taken for one that cannot be loaded."""
+SERVED = "qwen3_vl"
+"""``model.qwen3_vl.Qwen3VL.model_type``, without importing MLX here."""
 
 
 def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | None = None) -> None:
@@ -99,8 +101,6 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
 
 def _check_served(config: Config) -> None:
     """Refuse what the model's process would refuse, before anybody waits for it."""
-    from ..model.qwen3_vl import Qwen3VL
-
     path = config.model.path
     if path is None:
         return
@@ -109,10 +109,9 @@ def _check_served(config: Config) -> None:
         kind = json.loads(file.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
         return  # not here, or damaged: the model's process says so
-    if kind != Qwen3VL.model_type:
+    if kind != SERVED:
         raise ModelError(
-            f"{path} is a {kind} model; the service answers with {Qwen3VL.model_type} models "
-            "alone, since others have no batches that rows can join"
+            f"{path} is a {kind} model; the service answers with {SERVED} models alone, since others have no batches that rows can join"
         )
 
 
