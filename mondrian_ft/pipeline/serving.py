@@ -111,7 +111,8 @@ def _check_served(config: Config) -> None:
         return  # not here, or damaged: the model's process says so
     if kind != SERVED:
         raise ModelError(
-            f"{path} is a {kind} model; the service answers with {SERVED} models alone, since others have no batches that rows can join"
+            f"{path} is a {kind} model; the service answers with {SERVED} models alone, since "
+            "others have no batches that rows can join"
         )
 
 
