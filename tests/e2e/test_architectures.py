@@ -55,10 +55,13 @@ def test_the_tower_is_trained_as_it_is_typed(tmp_path: Path) -> None:
     )
     assert "20 matrices of the vision tower (linear_fc1, linear_fc2, proj, qkv)" in done.stdout
     (run,) = run_folders(tmp_path)
-    kept = {path.name for path in (tmp_path / "outputs/cache/features").iterdir()}
+    cache = tmp_path / "outputs/cache/features"
+    kept = {path.name: path.read_bytes() for path in cache.iterdir()}
     adapter = f"task.adapter={run / 'adapter'}"
-    succeed(*typed, "task=evaluate", adapter, f"data.output_dir={run / 'data'}", cwd=tmp_path)
-    assert {path.name for path in (tmp_path / "outputs/cache/features").iterdir()} == kept
+    # The same photographs, so the base needs no others; a tuned feature would replace one of them.
+    data = (f"data.output_dir={run / 'data'}", "eval.max_examples=2", "eval.max_tokens=40")
+    succeed(*typed, "task=evaluate", adapter, *data, "eval.latency=2", cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
     assert "checks hold" in succeed(*typed, "task=verify", adapter, cwd=tmp_path).stdout
     for name in ("peft", "fused"):
         succeed(
