@@ -118,10 +118,10 @@ class Plain:
             return [inputs]
         pictures, made = iter(inputs.unseen), []
         index = inputs.image_index
-        shown = [] if index is None else list(np.array(index > 0).any(1))
+        shown: Any = [] if index is None else np.array(index > 0).any(1)
         for row in range(inputs.tokens.shape[0]):
             pixels, more = None, {}
-            if shown and shown[row]:
+            if len(shown) and shown[row]:
                 pixels, more = self.arguments(next(pictures))
             made.append(PlainInputs(inputs.tokens[row : row + 1], pixels, more))
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import time
@@ -16,7 +17,14 @@ from .. import registry
 from ..data.example import strip_example
 from ..data.prompt import build_prompt
 from ..data.store import JobStore, advisor_id
-from ..errors import AdapterError, ConfigError, MondrianError, ServerError, nearest
+from ..errors import (
+    AdapterError,
+    ConfigError,
+    ModelError,
+    MondrianError,
+    ServerError,
+    nearest,
+)
 from ..files import atomic_write_text
 from ..report import screen
 from . import versioning
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
 MakeModel = Callable[["tasks.Serve", "Config", "Run"], "Model"]
 START_SECONDS = 600.0
 """An adapter that is not proven by then is taken for one that cannot be loaded."""
+SERVED = "qwen3_vl"
+"""``model.qwen3_vl.Qwen3VL.model_type``, without importing MLX here."""
 
 
 def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | None = None) -> None:
@@ -49,6 +59,7 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
 
     Raises:
         AdapterError: a tuned model is wanted and there is none, or it cannot be loaded.
+        ModelError: the base is of an architecture that is not served.
         DataError, ServerError: the database, the state folder or the port cannot be used.
     """
     from ..serving import ab, local
@@ -59,6 +70,7 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
             f"task.model_mode={task.model_mode} needs an adapter; set task.adapter to an adapter "
             "directory, or to a version or channel of the registry."
         )
+    _check_served(config)
     for name in arms_of(task, config):
         check_adapter(name, config)
     _allow_connections(config.serve.max_requests)
@@ -85,6 +97,23 @@ def serve(task: tasks.Serve, config: Config, run: Run, make_model: MakeModel | N
         with suppress(KeyboardInterrupt):
             asyncio.run(_serve(task, config, run, service))
     run.record(served=service.desk.tally.report(since=started))
+
+
+def _check_served(config: Config) -> None:
+    """Refuse what the model's process would refuse, before anybody waits for it."""
+    path = config.model.path
+    if path is None:
+        return
+    file = Path(path).expanduser() / "config.json"
+    try:
+        kind = json.loads(file.read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return  # not here, or damaged: the model's process says so
+    if kind != SERVED:
+        raise ModelError(
+            f"{path} is a {kind} model; the service answers with {SERVED} models alone, since "
+            "others have no batches that rows can join"
+        )
 
 
 async def _serve(task: tasks.Serve, config: Config, run: Run, service: Service) -> None:

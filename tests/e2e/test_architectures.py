@@ -34,7 +34,7 @@ def test_the_main_job_trains_and_judges_it(tmp_path: Path, kind: str) -> None:
     adapter = f"task.adapter={run / 'adapter'}"
     assert "checks hold" in succeed(*typed, "task=verify", adapter, cwd=tmp_path).stdout
     done = command(*typed, "task=serve", adapter, "task.port=0", cwd=tmp_path)
-    assert "the service answers with Qwen3-VL models alone" in refused(done)
+    assert "the service answers with qwen3_vl models alone" in refused(done)
     succeed(*typed, "task=export", "task.format=mlx", adapter, "task.output_dir=out", cwd=tmp_path)
     assert (tmp_path / "out" / "adapters.safetensors").is_file()
     for name in ("peft", "fused"):
@@ -55,10 +55,13 @@ def test_the_tower_is_trained_as_it_is_typed(tmp_path: Path) -> None:
     )
     assert "20 matrices of the vision tower (linear_fc1, linear_fc2, proj, qkv)" in done.stdout
     (run,) = run_folders(tmp_path)
-    kept = {path.name for path in (tmp_path / "outputs/cache/features").iterdir()}
+    cache = tmp_path / "outputs/cache/features"
+    kept = {path.name: path.read_bytes() for path in cache.iterdir()}
     adapter = f"task.adapter={run / 'adapter'}"
-    succeed(*typed, "task=evaluate", adapter, f"data.output_dir={run / 'data'}", cwd=tmp_path)
-    assert {path.name for path in (tmp_path / "outputs/cache/features").iterdir()} == kept
+    # The same photographs, so the base needs no others; a tuned feature would replace one of them.
+    data = (f"data.output_dir={run / 'data'}", "eval.max_examples=2", "eval.max_tokens=40")
+    succeed(*typed, "task=evaluate", adapter, *data, "eval.latency=2", cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
     assert "checks hold" in succeed(*typed, "task=verify", adapter, cwd=tmp_path).stdout
     for name in ("peft", "fused"):
         succeed(

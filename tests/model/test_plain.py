@@ -210,17 +210,17 @@ def test_a_folder_gives_what_the_stock_forward_gives(lab, plain) -> None:
 def test_a_text_after_a_picture_is_a_text(lab, plain) -> None:
     """mlx-vlm keeps a picture's positions for the next call, and a text was read by them once: the
     base's logits in an adapter's proof were 0.37 off the second time."""
-    tokens = mx.array([plain.tokenizer.encode("The low light falls on a far ridge.")])
+    words: list[int] = plain.tokenizer.encode("The low light falls on a far ridge.")
+    tokens = mx.array([words])
     fresh = plain.backbone.hidden(PlainInputs(tokens))
     (_, (inputs, _, _)) = device(lab, plain)
     mx.eval(plain.backbone.hidden(inputs))
     again = plain.backbone.hidden(PlainInputs(tokens))
     assert np.array_equal(np.array(fresh), np.array(again))
-    generate(plain, [Request(tokens[0].tolist(), None, None)], max_tokens=3, batch_size=1)
+    generate(plain, [Request(words, None, None)], max_tokens=3, batch_size=1)
     mx.eval(plain.backbone.hidden(inputs))
     said = [
-        generate(plain, [Request(tokens[0].tolist(), None, None)], max_tokens=5, batch_size=1)
-        for _ in range(2)
+        generate(plain, [Request(words, None, None)], max_tokens=5, batch_size=1) for _ in range(2)
     ]
     assert said[0][0].text == said[1][0].text
 
@@ -305,7 +305,7 @@ def test_it_answers_what_it_would_say_next(lab, plain) -> None:
                     pixels, more = plain.backbone.arguments(request.features)
                     whole = mx.array([tokens])
                     logits = stock(plain, whole, pixels, more)
-                    said.append(int(mx.argmax(logits[-1]).item()))
+                    said.append(int(number(mx.argmax(logits[-1]))))
                     tokens.append(said[-1])
                     if said[-1] in plain.end_tokens:
                         break
@@ -359,7 +359,7 @@ def test_nothing_of_its_pictures_is_kept(lab, plain) -> None:
     """There is no tower of ours that could be asked once."""
     (one,) = lab.examples(1, base=plain)
     store = FeatureStore(plain.backbone)
-    (picture,) = store.get([("a", one.pixels)])
+    picture: Any = store.get([("a", one.pixels)])[0]
     assert np.array_equal(np.array(picture.patches), one.pixels.patches)
     assert not store.has("a", one.pixels.grid)
 
