@@ -205,8 +205,6 @@ def _searched(
         name = curves.name(trial.params, seed)
         if (same := ended.get(name)) is not None:
             frozen = next(one for one in study.trials() if one.number == same)
-            for step, value in frozen.intermediate_values.items():
-                trial.report(value, step)
             study.tell(trial, frozen.value, frozen.state.name)
             continue
         trained += 1
