@@ -189,9 +189,11 @@ class Search:
         return None
 
     def _repeat_of(self, trial: Any, same: Any) -> None:
-        """End a trial as the one that was the same ended: training again gives the same bits."""
-        for step, value in same.intermediate_values.items():
-            trial.report(value, step)
+        """End a trial as the one that was the same ended: training again gives the same bits.
+
+        Its curve is not reported. Counted once more with every repetition, the best point's curve
+        would become the median that all others are given up by.
+        """
         self.study.tell(
             trial,
             same.value,

@@ -248,6 +248,11 @@ def test_a_trial_that_is_the_same_is_not_trained_again(
     told = capsys.readouterr().out
     assert len(list(place.glob("*/run.json"))) <= 2
     assert "once more, and is not trained again" in told
+    # A curve that counted with every repetition once became the median, and gave up all others.
+    theirs = study.Study(study.open_storage(str(place / JOURNAL)), "two", SearchSettings())
+    again = [one for one in theirs.trials() if "same_as" in one.user_attrs]
+    assert again
+    assert not any(one.intermediate_values for one in again)
     assert "by its one figure, which luck has a part in" in told
 
 
