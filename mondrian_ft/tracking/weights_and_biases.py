@@ -6,7 +6,6 @@ that is not there half a minute, and sending one number more time than a GPU's u
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MondrianError
-from ..files import atomic_write_json, is_read_only
+from ..files import atomic_write_json
+from . import sending
 from .background import Background
 from .offline import EMPTY, closed
 
@@ -112,7 +112,7 @@ class WandbTracker:
             return
         # Made here and now: a fault of ours is not W&B's.
         made = tables()
-        self._send(lambda run: _send_evaluation(run, made, page))
+        self._send(lambda run: sending.evaluation(run, made, page))
 
     def takes(
         self, name: str, kind: str, files: Sequence[Path], facts: Mapping[str, Any], alias: str
@@ -127,7 +127,7 @@ class WandbTracker:
         kept = dict(facts)
 
         def send(run: Any) -> None:
-            _send_inputs(run, name, kind, files, kept, alias)
+            sending.inputs(run, name, kind, files, kept, alias)
 
         if self._worker.started:
             self._send(send)
@@ -142,7 +142,7 @@ class WandbTracker:
         as output, any other as input: the lineage W&B draws.
         """
         if self._worker.started or self._versions_alone:
-            self._send(lambda run: _send_version(run, name, version))
+            self._send(lambda run: sending.adapter(run, name, version))
 
     def follow(self, folder: Path, start: Path | None) -> None:
         """Goes on with the W&B run that the checkpoint ``start`` is of, and notes it in ``folder``.
@@ -387,94 +387,6 @@ def _kept_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.environ.pop("WANDB_DATA_DIR", None)
-
-
-def _send_evaluation(run: Any, tables: Mapping[str, Table], page: Path) -> None:
-    """An evaluation to a W&B run; bytes in a table are JPEGs."""
-    import wandb
-    from PIL import Image
-
-    def cell(value: Any) -> Any:
-        if not isinstance(value, bytes):
-            return value
-        with Image.open(io.BytesIO(value)) as picture:
-            return wandb.Image(picture, file_type="jpg")
-
-    shown: dict[str, Any] = {
-        f"evaluation/{name}": wandb.Table(
-            columns=list[Any](table.columns),
-            data=[[cell(value) for value in row] for row in table.rows],
-        )
-        for name, table in tables.items()
-    }
-    # Not injected into: the page's policy would refuse what W&B adds.
-    shown["evaluation/report"] = wandb.Html(str(page), inject=False)
-    run.log(shown)
-    kept = wandb.Artifact(f"evaluation-{run.id}", type="evaluation")
-    kept.add_file(str(page), name=page.name)
-    run.log_artifact(kept)
-
-
-def _send_inputs(
-    run: Any, name: str, kind: str, files: Sequence[Path], facts: dict[str, Any], alias: str
-) -> None:
-    import wandb
-
-    made = wandb.Artifact(_plain_name(name), type=kind, metadata=facts)
-    for path in files:
-        made.add_file(str(path), name=path.name)
-    _use(run, made, [alias])
-
-
-def _send_version(run: Any, name: str, version: Version) -> None:
-    """A version to W&B, where one with its contents is not stored twice."""
-    import wandb
-
-    name = _plain_name(name)
-    alias = f"registry-{version.version}"
-    aliases = [alias, *version.channels]
-    offline = _is_offline(run)
-    if not version.fresh and not offline:
-        try:
-            kept = run.use_artifact(f"{name}:{alias}")
-        except (wandb.Error, ValueError):
-            kept = None  # It was registered without W&B, and gets there now.
-        if kept is not None:
-            if kept.metadata.get("hash") != version.hash:
-                raise MondrianError(f"{name}:{alias} is another adapter there")
-            kept.aliases = sorted({*kept.aliases, *aliases})
-            kept.save()
-            return
-    facts = {k: v for k, v in version.as_dict().items() if k not in ("path", "channels")}
-    made = wandb.Artifact(name, type="adapter", metadata=facts)
-    for path in sorted(version.path.rglob("*")):
-        if path.is_file():
-            # What the registry never changes need not be copied to wait for being sent.
-            policy = "immutable" if is_read_only(path) else "mutable"
-            where = path.relative_to(version.path).as_posix()
-            made.add_file(str(path), name=where, policy=policy)
-    if version.fresh or not offline:
-        run.log_artifact(made, aliases=aliases)
-    else:
-        _use(run, made, aliases)
-
-
-def _use(run: Any, made: Any, aliases: list[str]) -> None:
-    """An artifact as input of the run, which W&B stores unless it has one with its contents."""
-    if _is_offline(run):
-        # use_artifact refuses offline, but the file that is kept knows inputs as well.
-        run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
-    else:
-        run.use_artifact(made, aliases=aliases)
-
-
-def _is_offline(run: Any) -> bool:
-    return bool(getattr(run, "offline", False))
-
-
-def _plain_name(name: str) -> str:
-    """A name that W&B takes: letters, digits, ``-``, ``_`` and ``.``, 128 of them at most."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
 
 
 def _cause(error: Exception, settings: Mapping[str, Any]) -> str:
