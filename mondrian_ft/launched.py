@@ -30,6 +30,10 @@ class Launched:
         return self.rank == 0
 
 
+ONLY = Launched()
+"""A process alone."""
+
+
 def launched(environ: Mapping[str, str] | None = None) -> Launched:
     """What ``mlx.launch`` (ring, jaccl, nccl) or ``mpirun`` set; a process alone without them.
 
@@ -42,4 +46,4 @@ def launched(environ: Mapping[str, str] | None = None) -> Launched:
         with suppress(OSError, ValueError, KeyError, TypeError):
             size = size or len(json.loads(Path(environ[name]).read_text()))
     rank = next((int(environ[name]) for name in _RANKS if environ.get(name, "").isdigit()), 0)
-    return Launched(rank, size) if size > 1 else Launched()
+    return Launched(rank, size) if size > 1 else ONLY

@@ -28,7 +28,7 @@ from . import __version__
 from .config import as_dict, config_hash, secret_keys
 from .errors import Interrupted, MondrianError
 from .files import atomic_write_json, atomic_write_text
-from .tracking import Tracker, make_tracker
+from .tracking import JsonlTracker, Tracker, make_tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,22 +60,28 @@ class Run:
         folder: the run folder, absolute; it exists.
         name: the run's name, ``<experiment>/<timestamp>``.
         group: the sweep the run belongs to, or None.
+        first: whether this process speaks; of several that train together only one does.
         console: what a person reads, on standard output.
         tracker: takes the numbers; see ``tracking``.
     """
 
-    def __init__(self, config: Config, folder: Path, group: str | None = None) -> None:
+    def __init__(
+        self, config: Config, folder: Path, group: str | None = None, *, first: bool = True
+    ) -> None:
         from rich.console import Console
 
         self.config = config
         self.config_hash = config_hash(config)
         self.folder = folder
         self.group = group
+        self.first = first
         self.name = f"{config.experiment_name}/{folder.name}"
         # Into a file or a pipe lines are not folded at 80 columns, which would cut paths in two.
         width = None if sys.stdout.isatty() else 120
-        self.console: Console = Console(width=width, highlight=False)
-        self._stderr: Console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console: Console = Console(width=width, highlight=False, quiet=not first)
+        self._stderr: Console = Console(
+            stderr=True, highlight=False, soft_wrap=True, quiet=not first
+        )
         self._clock = time.perf_counter()
         self._state: dict[str, Any] = {
             "status": "running",
@@ -88,12 +94,18 @@ class Run:
             "warnings": [],
         }
         self._write()
-        self.tracker: Tracker = make_tracker(config.tracking, self)
+        log = self.folder / "training_log.jsonl"
+        self.tracker: Tracker = make_tracker(config.tracking, self) if first else JsonlTracker(log)
 
     @classmethod
     @contextmanager
     def open(
-        cls, config: Config, folder: str | Path | None = None, *, group: str | None = None
+        cls,
+        config: Config,
+        folder: str | Path | None = None,
+        *,
+        group: str | None = None,
+        first: bool = True,
     ) -> Iterator[Run]:
         """Opens the run, and closes it however the block ends.
 
@@ -105,6 +117,7 @@ class Run:
             folder: the run folder, made if it is missing; None makes
                 ``outputs/<experiment>/<timestamp>`` where the process stands.
             group: name of the sweep this run belongs to.
+            first: whether it is the process that speaks, of those that train together.
 
         Raises:
             MondrianError: the folder cannot be written.
@@ -112,7 +125,7 @@ class Run:
         if folder is None:
             stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
             folder = Path("outputs") / config.experiment_name / stamp
-        run = cls(config, Path(folder).absolute(), group)
+        run = cls(config, Path(folder).absolute(), group, first=first)
         with _sigterm_interrupts():
             try:
                 yield run
@@ -140,6 +153,19 @@ class Run:
         if taken := sorted(set(facts) & {*_OWN_KEYS}):
             raise ValueError(f"run.json keeps {', '.join(taken)} itself; choose another name")
         self._state |= facts
+        self._write()
+
+    @property
+    def versions(self) -> dict[str, str | None]:
+        """Of this package and those that it computes with."""
+        return self._state["provenance"]["versions"]
+
+    def abandon(self, sentence: str) -> None:
+        """Tells why the process is about to be ended from outside its main thread."""
+        if not self.first:
+            return  # the first one waits in vain as well, and says so
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        self._state |= {"status": "failed", "error": sentence}
         self._write()
 
     def warn(self, sentence: str) -> None:

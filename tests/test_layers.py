@@ -18,6 +18,7 @@ RANK = {
     "errors": -1,
     "files": 0,
     "identity": 0,
+    "launched": 0,
     "data": 1,
     "model": 1,
     "registry": 1,

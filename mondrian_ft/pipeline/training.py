@@ -11,7 +11,7 @@ from ..data.batches import BatchStream, Example, TooLong, encode
 from ..data.pixels import PixelSettings, fingerprint
 from ..data.prompt import fingerprint as prompt_fingerprint
 from ..data.rows import Row
-from ..errors import DataError, Interrupted, TrainingError
+from ..errors import DataError, Interrupted, PeerLost, TrainingError
 from ..evaluation import evidence, metrics
 from ..evaluation.monitoring import AnswerMonitor
 from ..evaluation.probing import probe_inputs
@@ -25,10 +25,11 @@ from ..model.features import FeatureCache, FeatureStore
 from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
-from ..training import bounds, callbacks, lock, optim, preflight
+from ..training import bounds, callbacks, lock, optim, parallel, preflight
 from ..training.checkpoint import CheckpointDir
+from ..training.parallel import ALONE, World
 from ..training.trainer import Trainer, TrainState
-from . import checking, resuming
+from . import checking, resuming, together
 from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
@@ -157,14 +158,17 @@ def train(
     features: FeatureStore,
     parts: Parts,
     folder: Path,
-) -> tuple[Adapter, float | None]:
+    world: World = ALONE,
+) -> tuple[Adapter | None, float | None]:
     """Train, and write the adapter directory. Returns it and its validation loss.
+
+    Of processes that train together only the first one writes; the others have no adapter.
 
     Raises:
         TrainingError: another process trains into ``folder``, or the run cannot start or go on.
     """
     with lock.held(folder, run.warn):
-        return _train(config, run, base, features, parts, folder)
+        return _train(config, run, base, features, parts, folder, world)
 
 
 def _train(
@@ -174,7 +178,8 @@ def _train(
     features: FeatureStore,
     parts: Parts,
     folder: Path,
-) -> tuple[Adapter, float | None]:
+    world: World,
+) -> tuple[Adapter | None, float | None]:
     stream = training_stream(config, run, base, parts.train, features)
     examples = stream.examples
     validation = encode_rows(config, run, base, parts.val, features)
@@ -191,23 +196,29 @@ def _train(
         rows=len(examples),
     ):
         run.warn(sentence)
-    checks = checking.base(config, run, base, examples, features)
+    checks = checking.base(config, run, base, examples, features) if world.first else {}
 
     spec = lora_spec(config)
     lora.attach(base.model, spec, seed=config.trainer.seed)
     tensors = lora.tensors(base.model)
-    checks |= checking.adapter(config, run, base, examples, features, folder)
+    if world.first:
+        checks |= checking.adapter(config, run, base, examples, features, folder)
     run.console.print(
         f"Training: {len(examples)} rows, {total} updates, "
         f"{sum(value.size for value in tensors.values()):,} trained parameters",
         markup=False,
     )
     pixels = pixel_facts(base, pixel_settings(config))
-    identity = resuming.identity(run, base, parts, pixels["fingerprint"])
+    identity = resuming.identity(run, base, parts, pixels["fingerprint"], processes=world.size)
+    together.agree(world, run, identity, [one.row.job_id for one in examples], base.model)
     log = run.folder / "training_log.jsonl"
     checkpoints = CheckpointDir(folder / resuming.CHECKPOINTS, identity, log=log)
     own = folder == run.folder / "adapter"
-    start = resuming.checkpoint(config, run, checkpoints, folder, named=not own)
+    if world.first:
+        start = resuming.checkpoint(config, run, checkpoints, folder, named=not own)
+    else:
+        start = None
+    start = parallel.share_folder(world, start, run.folder)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,
         warmup=config.optimizer.warmup_steps,
@@ -228,7 +239,7 @@ def _train(
         stream,
         features,
         validation,
-        checkpoints,
+        checkpoints if world.first else parallel.Unwritten(),
         max_steps=total,
         accumulate=config.trainer.accumulate,
         max_grad_norm=config.optimizer.max_grad_norm,
@@ -240,10 +251,12 @@ def _train(
         spike=config.trainer.spike,
         ema=config.trainer.ema,
         grad_checkpoint=config.trainer.grad_checkpoint,
+        world=world,
     )
     if start is not None:
         checkpoints.restore(trainer, start)
-        checkpoints.adopt(start)
+        if world.first:
+            checkpoints.adopt(start)
         run.console.print(f"Resumed after update {trainer.state.step}.", markup=False)
         run.record(resumed_from=str(start))
     progress = callbacks.Progress(run.console, total, trainer.state.step)
@@ -261,6 +274,8 @@ def _train(
             result = trainer.fit()
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None
+    except PeerLost as error:
+        raise PeerLost(f"{error}; go on with: {resume_command(config, run, folder)}") from error
     except (MemoryError, RuntimeError) as error:
         spent = checking.out_of_memory(error, config, base, examples, trainer.state.step)
         if spent is None:
@@ -268,6 +283,8 @@ def _train(
         raise spent from error
 
     state = result.state
+    if not world.first:
+        return None, state.val_loss
     kept = checkpoints.best() if parts.test and state.best_step is not None else checkpoints.last()
     if kept is None:
         raise TrainingError(f"no checkpoint was left in {checkpoints.folder}")

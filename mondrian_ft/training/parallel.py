@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.batches import Batch, Example, collate
-from ..errors import TrainingError
-from ..launched import Launched
+from ..errors import PeerLost, PeersDiffer
+from ..launched import ONLY, Launched
 from ..model.backend import mx
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 
 TIMEOUT = 600.0
 """Seconds to wait for the other processes where nobody says."""
-
-
-class PeerLost(TrainingError):
-    """Another process of the run has ended, or can no longer be reached."""
-
-
-class PeersDiffer(TrainingError):
-    """The processes of a run were given different things to do."""
 
 
 class World:
@@ -59,7 +51,7 @@ class World:
 
     def __init__(
         self,
-        me: Launched = Launched(),
+        me: Launched = ONLY,
         *,
         timeout: float = TIMEOUT,
         group: Any = None,
@@ -152,7 +144,9 @@ class World:
         """The mean of what all processes summed, equal in all of them."""
         if self.size == 1:
             return total / count
-        pairs = [struct.unpack("<dd", one) for one in self._gathered(struct.pack("<dd", total, count))]
+        pairs = [
+            struct.unpack("<dd", one) for one in self._gathered(struct.pack("<dd", total, count))
+        ]
         return sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs)
 
     def from_first(self, work: Callable[[], Any]) -> Any:
