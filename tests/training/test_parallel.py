@@ -112,7 +112,7 @@ def test_the_others_learn_of_a_death(tmp_path) -> None:
 
 def test_one_that_stays_silent_is_not_waited_for_without_end(tmp_path) -> None:
     """A machine that sleeps closes no connection."""
-    out, err = start(tmp_path, 2, "alone", tmp_path, stop=True, timeout=3.0)
+    out, err = start(tmp_path, 2, "alone", tmp_path, silent=True, timeout=3.0)
     assert "process 0: error: the other processes of this run have not answered for 3 s" in err, out
     assert "raise trainer.peer_timeout" in err
 
