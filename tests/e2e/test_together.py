@@ -35,6 +35,8 @@ class Ranks:
         """A process that has ended, and what it wrote."""
         process = self.processes[rank]
         out, err = process.communicate(timeout=seconds)
+        # MLX's own lines on what became of its connections.
+        err = "".join(line for line in err.splitlines(True) if not line.startswith("[ring]"))
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def kill(self) -> None:
