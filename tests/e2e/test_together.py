@@ -42,7 +42,8 @@ class Ranks:
     def kill(self) -> None:
         """End what still runs."""
         for process in self.processes:
-            process.kill()
+            with process:
+                process.kill()
 
 
 def start(cwd: Path, *commands: tuple[str, ...]) -> Ranks:
