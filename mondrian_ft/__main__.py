@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from hydra.types import RunMode
 from . import __version__
 from . import help as help_page
 from .config import conf_dir, load, register_schemas
-from .errors import ConfigError, MondrianError, Pruned, SweepError
+from .errors import ConfigError, MondrianError, PeerLost, Pruned, SweepError
 from .explain import COMPOSE_ERRORS, explain, flag
+from .launched import ONLY, Launched, launched
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,6 +38,7 @@ register_schemas()
 class _Outcome:
     """What became of the jobs of this process; Hydra returns none of it."""
 
+    me: Launched = ONLY
     tracebacks: bool = False
     started: int = 0
     errors: list[BaseException] = field(default_factory=list)
@@ -57,10 +60,12 @@ def job(cfg: DictConfig) -> float | None:
     _outcome.started += 1
     try:
         config = _load(cfg, Path(hydra_config.runtime.cwd), folder, sweeping)
+        if _outcome.me.size > 1:
+            _check_together(config, folder, sweeping)
         from .run import Run
 
         if not sweeping:
-            with Run.open(config, folder) as run:
+            with Run.open(config, folder, first=_outcome.me.first) as run:
                 return config.task.run(config, run)
         from .sweeping import clean
 
@@ -103,6 +108,18 @@ def _load(cfg: DictConfig, cwd: Path, folder: Path, sweeping: bool) -> Config:
         raise explain(error) from error
 
 
+def _check_together(config: Config, folder: Path, sweeping: bool) -> None:
+    """Raises where processes were started together for what one does; see ``pipeline.together``."""
+    from .config import as_dict
+    from .pipeline.together import refusal
+
+    if error := refusal(
+        config, _outcome.me, task=as_dict(config)["task"]["name"], sweeping=sweeping
+    ):
+        _remove_unused(folder)
+        raise error
+
+
 def _remove_unused(folder: Path) -> None:
     """Takes back the run folder Hydra made, when nothing but its own record is in it."""
     record = folder / ".hydra"
@@ -119,7 +136,6 @@ def _remove_unused(folder: Path) -> None:
 
 def main() -> int:
     """Runs the command line and returns the exit code."""
-    global _outcome
     argv = sys.argv[1:]
     if argv == ["--version"]:
         print(f"mondrian_ft {__version__}")
@@ -129,8 +145,21 @@ def main() -> int:
         return 0
     if error := flag(argv):
         return _tell(error)
+    me = launched()
+    if me.first:
+        return _run(argv, me)
+    # The first process writes; what the code below has to write goes with this process.
+    with tempfile.TemporaryDirectory(prefix="mondrian_ft-") as folder:
+        own = [word for word in argv if not word.startswith("hydra.run.dir=")]
+        sys.argv[1:] = [*own, f"hydra.run.dir={folder}/run"]
+        return _run(own, me)
+
+
+def _run(argv: list[str], me: Launched) -> int:
+    """Composes the config and runs its jobs; the exit code."""
+    global _outcome
     before = os.environ.get("HYDRA_FULL_ERROR")
-    _outcome = _Outcome(tracebacks=before not in (None, "", "0"))
+    _outcome = _Outcome(me, tracebacks=before not in (None, "", "0"))
     # Set, Hydra hands its errors to us; unset, it prints them itself and exits 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -168,7 +197,17 @@ def _sweep_failed() -> int:
 
 
 def _tell(error: BaseException, prefix: str = "") -> int:
-    """Prints the sentence of ``error`` on standard error and returns its exit code."""
+    """Prints the sentence of ``error`` on standard error and returns its exit code.
+
+    Of processes that train together the first one speaks; another one only of what is its own.
+    """
+    if not _outcome.me.first:
+        if isinstance(error, MondrianError) and error.common:
+            # Said by the first, whose work mlx.launch would cut short if this were a failure.
+            return 0
+        if isinstance(error, PeerLost | KeyboardInterrupt):
+            return 1
+        prefix = f"process {_outcome.me.rank}: {prefix}"
     if _outcome.tracebacks:
         traceback.print_exception(error)
     code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)

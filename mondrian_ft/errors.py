@@ -15,9 +15,11 @@ class MondrianError(Exception):
 
     Attributes:
         exit_code: what the process exits with, 1 unless a child says otherwise.
+        common: whether all processes that train together raise it alike, so that one tells it.
     """
 
     exit_code: int = 1
+    common: bool = False
 
 
 class ConfigError(MondrianError):
@@ -45,6 +47,18 @@ class TrainingError(MondrianError):
 class DivergedError(TrainingError):
     """The loss or the gradient is no longer finite."""
 
+    common = True
+
+
+class PeerLost(TrainingError):
+    """Another process that trains with this one has ended, or can no longer be reached."""
+
+
+class PeersDiffer(TrainingError):
+    """The processes that train together were given different things to do."""
+
+    common = True
+
 
 class JudgeError(MondrianError):
     """A judge of the answers that cannot be asked; the evaluation goes on without it."""
@@ -54,6 +68,7 @@ class Interrupted(TrainingError):
     """Training stopped by Ctrl-C or SIGTERM, after its checkpoint was written (exit code 130)."""
 
     exit_code = 130
+    common = True
 
 
 class Pruned(TrainingError):

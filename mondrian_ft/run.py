@@ -29,7 +29,7 @@ from . import __version__
 from .config import as_dict, config_hash, secret_keys
 from .errors import Interrupted, MondrianError, Pruned
 from .files import atomic_write_json, atomic_write_text
-from .tracking import Tracker, make_tracker
+from .tracking import JsonlTracker, Tracker, make_tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +61,7 @@ class Run:
         folder: the run folder, absolute; it exists.
         name: the run's name, ``<experiment>/<timestamp>``.
         group: the sweep the run belongs to, or None.
+        first: whether this process speaks; of several that train together only one does.
         console: what a person reads, on standard output.
         tracker: takes the numbers; see ``tracking``.
         trial: told the figure, the update and the number of every evaluation, where the run is a
@@ -73,6 +74,8 @@ class Run:
         folder: Path,
         group: str | None = None,
         trial: Callable[[float | None, int, int], None] | None = None,
+        *,
+        first: bool = True,
     ) -> None:
         from rich.console import Console
 
@@ -81,11 +84,14 @@ class Run:
         self.folder = folder
         self.group = group
         self.trial = trial
+        self.first = first
         self.name = f"{config.experiment_name}/{folder.name}"
         # Into a file or a pipe lines are not folded at 80 columns, which would cut paths in two.
         width = None if sys.stdout.isatty() else 120
-        self.console: Console = Console(width=width, highlight=False)
-        self._stderr: Console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console: Console = Console(width=width, highlight=False, quiet=not first)
+        self._stderr: Console = Console(
+            stderr=True, highlight=False, soft_wrap=True, quiet=not first
+        )
         self._clock = time.perf_counter()
         self._state: dict[str, Any] = {
             "status": "running",
@@ -98,7 +104,8 @@ class Run:
             "warnings": [],
         }
         self._write()
-        self.tracker: Tracker = make_tracker(config.tracking, self)
+        log = self.folder / "training_log.jsonl"
+        self.tracker: Tracker = make_tracker(config.tracking, self) if first else JsonlTracker(log)
 
     @classmethod
     @contextmanager
@@ -109,6 +116,7 @@ class Run:
         *,
         group: str | None = None,
         trial: Callable[[float | None, int, int], None] | None = None,
+        first: bool = True,
     ) -> Iterator[Run]:
         """Opens the run, and closes it however the block ends.
 
@@ -121,6 +129,7 @@ class Run:
                 ``outputs/<experiment>/<timestamp>`` where the process stands.
             group: name of the sweep this run belongs to.
             trial: see the class.
+            first: whether it is the process that speaks, of those that train together.
 
         Raises:
             MondrianError: the folder cannot be written.
@@ -128,7 +137,7 @@ class Run:
         if folder is None:
             stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
             folder = Path("outputs") / config.experiment_name / stamp
-        run = cls(config, Path(folder).absolute(), group, trial)
+        run = cls(config, Path(folder).absolute(), group, trial, first=first)
         with _sigterm_interrupts():
             try:
                 yield run
@@ -156,6 +165,19 @@ class Run:
         if taken := sorted(set(facts) & {*_OWN_KEYS}):
             raise ValueError(f"run.json keeps {', '.join(taken)} itself; choose another name")
         self._state |= facts
+        self._write()
+
+    @property
+    def versions(self) -> dict[str, str | None]:
+        """Of this package and those that it computes with."""
+        return self._state["provenance"]["versions"]
+
+    def abandon(self, sentence: str) -> None:
+        """Tells why the process is about to be ended from outside its main thread."""
+        if not self.first:
+            return  # the first one waits in vain as well, and says so
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        self._state |= {"status": "failed", "error": sentence}
         self._write()
 
     def warn(self, sentence: str) -> None:

@@ -436,8 +436,12 @@ class TrainerConfig:
     resume: str = field(default="never", metadata={"aside": True, "path": "or_name"})
     """``never``, a checkpoint, or ``auto``: the newest whole checkpoint of ``task.output_dir``, or
     where that is null, of the newest run of this experiment that was not finished."""
+    peer_timeout: float = _aside(600.0)
+    """Seconds that a process waits for the others it trains with (``mlx.launch``), above 0."""
 
     def __post_init__(self) -> None:
+        value = self.peer_timeout
+        _check(0 < value < math.inf, "trainer.peer_timeout", value, "above 0")
         _check_count("trainer", self, "epochs", "max_steps", "batch_size", "accumulate")
         _check_count("trainer", self, "save_every", "eval_every", "patience")
         _check_count("trainer", self, "monitor_rows", "overfit")

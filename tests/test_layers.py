@@ -19,6 +19,7 @@ RANK = {
     "files": 0,
     "identity": 0,
     "login": 0,
+    "launched": 0,
     "data": 1,
     "model": 1,
     "registry": 1,

@@ -23,12 +23,23 @@ if TYPE_CHECKING:
 
 def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None:
     """The whole main job. Returns the validation loss of the adapter that was kept."""
-    from . import auditing, evaluation, judging, overfitting, repeats, rows, training, versioning
+    from . import (
+        auditing,
+        evaluation,
+        judging,
+        overfitting,
+        repeats,
+        rows,
+        together,
+        training,
+        versioning,
+    )
 
     judging.check(config)
     folder = _adapter_dir(task.output_dir, run)
-    parts = rows.linked_and_prepared(config, run)
-    labels = auditing.brief(config, run, parts)
+    world = together.join(config, run)
+    parts = together.after_the_first(world, lambda: rows.linked_and_prepared(config, run))
+    labels = auditing.brief(config, run, parts) if world.first else ""
     base, features = training.load_base_of(config, run, to_train=True)
     if config.trainer.overfit is not None:
         return overfitting.overfit(config, run, base, features, parts)
@@ -48,7 +59,9 @@ def experiment(task: tasks.Experiment, config: Config, run: Run) -> float | None
         )
         done.check()
         return loss
-    adapter, loss = training.train(config, run, base, features, parts, folder)
+    adapter, loss = training.train(config, run, base, features, parts, folder, world)
+    if adapter is None:
+        return loss  # the first process goes on by itself
     if parts.judged:
         try:
             done = evaluation.evaluate(config, run, base, features, parts, adapter, labels=labels)
@@ -138,16 +151,19 @@ def memory(task: tasks.Memory, config: Config, run: Run) -> None:
 
 def train(task: tasks.Train, config: Config, run: Run) -> float | None:
     """Prepared rows to an adapter directory. Returns the validation loss, if there is one."""
-    from . import auditing, overfitting, rows, training
+    from . import auditing, overfitting, rows, together, training
 
     folder = _adapter_dir(task.output_dir, run)
-    parts = rows.load(config, run)
+    world = together.join(config, run)
+    parts = together.after_the_first(world, lambda: rows.load(config, run))
     if config.data.require_informative:
         auditing.brief(config, run, parts)
     base, features = training.load_base_of(config, run, to_train=True)
     if config.trainer.overfit is not None:
         return overfitting.overfit(config, run, base, features, parts)
-    adapter, loss = training.train(config, run, base, features, parts, folder)
+    adapter, loss = training.train(config, run, base, features, parts, folder, world)
+    if adapter is None:
+        return loss
     run.console.print(f"adapter  {screen.near(adapter.folder)}", soft_wrap=True, markup=False)
     run.console.print("\nNext", style="bold")
     data = screen.near(rows.data_dir(config, run))
@@ -331,4 +347,4 @@ def sample_model(task: tasks.SampleModel, config: Config, run: Run) -> float | N
 
 
 def _adapter_dir(output_dir: str | None, run: Run) -> Path:
-    return Path(output_dir) if output_dir else run.folder / "adapter"
+    return Path(output_dir) if output_dir and run.first else run.folder / "adapter"

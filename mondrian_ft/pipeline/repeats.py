@@ -86,6 +86,7 @@ def evaluate(
             adapter, loss = training.train(
                 own, part, base, features, repeat.parts, part.folder / "adapter"
             )
+            assert adapter is not None  # this process is alone
             try:
                 answers = evaluation.ask(
                     own, part, base, features, repeat.parts, adapter, alone=True

@@ -33,14 +33,19 @@ _WRITTEN = (
 """What a run leaves in its adapter directory."""
 
 
-def identity(run: Run, base: Base, parts: Parts, pixels: str) -> dict[str, Any]:
-    """What must be equal for a run to go on from a checkpoint: recipe, rows, base and pixels."""
+def identity(
+    run: Run, base: Base, parts: Parts, pixels: str, *, processes: int = 1
+) -> dict[str, Any]:
+    """What must be equal for a run to go on from a checkpoint: recipe, rows, base and pixels.
+
+    The number of processes that train together counts only where each draws random numbers.
+    """
     plain = run.resolved
     recipe = {
         f"{group}.{key}": value
         for group in ("lora", "optimizer", "trainer")
         for key, value in plain[group].items()
-        if key != "resume"
+        if key not in ("resume", "peer_timeout")
     }
     return recipe | {
         "data lock": parts.lock,
@@ -49,6 +54,9 @@ def identity(run: Run, base: Base, parts: Parts, pixels: str) -> dict[str, Any]:
         "base type": base.identity.dtype,
         "tokenizer and chat template": base.encoder.fingerprint,
         "pixels": pixels,
+        "processes, each with dropout of its own": (
+            processes if processes > 1 and run.config.lora.dropout else None
+        ),
     }
 
 

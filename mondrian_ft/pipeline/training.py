@@ -11,7 +11,7 @@ from ..data.batches import BatchStream, Example, TooLong, encode
 from ..data.pixels import PixelSettings, fingerprint
 from ..data.prompt import fingerprint as prompt_fingerprint
 from ..data.rows import Row
-from ..errors import DataError, Interrupted, TrainingError
+from ..errors import DataError, Interrupted, PeerLost, TrainingError
 from ..evaluation import evidence, metrics
 from ..evaluation.monitoring import AnswerMonitor
 from ..evaluation.probing import probe_inputs
@@ -26,10 +26,11 @@ from ..model.machine import RESTS_FROM
 from ..model.targets import parse_layers
 from ..report.card import write_card
 from ..sample import MODEL_NAME, model_dir
-from ..training import bounds, callbacks, lock, optim, preflight
+from ..training import bounds, callbacks, lock, optim, parallel, preflight
 from ..training.checkpoint import CheckpointDir
+from ..training.parallel import ALONE, World
 from ..training.trainer import Callback, Trainer, TrainState
-from . import checking, inputs, resuming
+from . import checking, inputs, resuming, together
 from .places import VISION_FEATURES
 from .rows import Parts
 from .words import resume_command
@@ -180,14 +181,17 @@ def train(
     features: FeatureStore,
     parts: Parts,
     folder: Path,
-) -> tuple[Adapter, float | None]:
+    world: World = ALONE,
+) -> tuple[Adapter | None, float | None]:
     """Train, and write the adapter directory. Returns it and its validation loss.
+
+    Of processes that train together only the first one writes; the others have no adapter.
 
     Raises:
         TrainingError: another process trains into ``folder``, or the run cannot start or go on.
     """
     with lock.held(folder, run.warn):
-        return _train(config, run, base, features, parts, folder)
+        return _train(config, run, base, features, parts, folder, world)
 
 
 def _train(
@@ -197,7 +201,8 @@ def _train(
     features: FeatureStore,
     parts: Parts,
     folder: Path,
-) -> tuple[Adapter, float | None]:
+    world: World,
+) -> tuple[Adapter | None, float | None]:
     stream = training_stream(config, run, base, parts.train, features)
     examples = stream.examples
     validation = encode_rows(config, run, base, parts.val, features)
@@ -214,23 +219,29 @@ def _train(
         rows=len(examples),
     ):
         run.warn(sentence)
-    checks = checking.base(config, run, base, examples, features)
+    checks = checking.base(config, run, base, examples, features) if world.first else {}
 
     spec = lora_spec(config)
     lora.attach(base.model, spec, seed=config.trainer.seed)
     tensors = lora.tensors(base.model)
-    checks |= checking.adapter(config, run, base, examples, features, folder)
+    if world.first:
+        checks |= checking.adapter(config, run, base, examples, features, folder)
     run.console.print(
         f"Training: {len(examples)} rows, {total} updates, "
         f"{sum(value.size for value in tensors.values()):,} trained parameters",
         markup=False,
     )
     pixels = pixel_facts(base, pixel_settings(config))
-    identity = resuming.identity(run, base, parts, pixels["fingerprint"])
+    identity = resuming.identity(run, base, parts, pixels["fingerprint"], processes=world.size)
+    together.agree(world, run, identity, [one.row.job_id for one in examples], base.model)
     log = run.folder / "training_log.jsonl"
     checkpoints = CheckpointDir(folder / resuming.CHECKPOINTS, identity, log=log)
     own = folder == run.folder / "adapter"
-    start = resuming.checkpoint(config, run, checkpoints, folder, named=not own)
+    if world.first:
+        start = resuming.checkpoint(config, run, checkpoints, folder, named=not own)
+    else:
+        start = None
+    start = parallel.share_folder(world, start, run.folder)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,
         warmup=config.optimizer.warmup_steps,
@@ -253,7 +264,7 @@ def _train(
         stream,
         features,
         validation,
-        checkpoints,
+        checkpoints if world.first else parallel.Unwritten(),
         max_steps=total,
         accumulate=config.trainer.accumulate,
         max_grad_norm=config.optimizer.max_grad_norm,
@@ -265,14 +276,17 @@ def _train(
         spike=config.trainer.spike,
         ema=config.trainer.ema,
         grad_checkpoint=config.trainer.grad_checkpoint,
+        world=world,
     )
     if start is not None:
         checkpoints.restore(trainer, start)
-        checkpoints.adopt(start)
+        if world.first:
+            checkpoints.adopt(start)
         run.console.print(f"Resumed after update {trainer.state.step}.", markup=False)
         run.record(resumed_from=str(start))
-    run.tracker.follow(checkpoints.folder, start)
-    inputs.tell(config, run, parts)
+    if world.first:
+        run.tracker.follow(checkpoints.folder, start)
+        inputs.tell(config, run, parts)
     progress = callbacks.Progress(run.console, total, trainer.state.step)
     looking: list[Callback] = [
         callbacks.Logging(run.tracker.log, total, answers.name if answers else None),
@@ -293,6 +307,8 @@ def _train(
             result = trainer.fit()
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None
+    except PeerLost as error:
+        raise PeerLost(f"{error}; go on with: {resume_command(config, run, folder)}") from error
     except (MemoryError, RuntimeError) as error:
         spent = checking.out_of_memory(error, config, base, examples, trainer.state.step)
         if spent is None:
@@ -300,6 +316,8 @@ def _train(
         raise spent from error
 
     state = result.state
+    if not world.first:
+        return None, state.val_loss
     kept = checkpoints.best() if parts.test and state.best_step is not None else checkpoints.last()
     if kept is None:
         raise TrainingError(f"no checkpoint was left in {checkpoints.folder}")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..launched import launched
 from ..report import screen
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def resume_command(config: Config, run: Run, folder: Path) -> str:
         f"data.output_dir={data}",
         "trainer.resume=auto",
     ]
-    return " ".join([_program(), *map(shlex.quote, kept), *added])
+    size = launched().size
+    together = ["mlx.launch", "-n", str(size), "--"] if size > 1 else []
+    return " ".join([*together, _program(), *map(shlex.quote, kept), *added])
 
 
 def _program() -> str:

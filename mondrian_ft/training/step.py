@@ -59,6 +59,7 @@ class UpdateStep:
         max_grad_norm: global norm the gradient is clipped to; 0 leaves it as it is.
         checkpoint: recompute layers in the backward pass.
         compiled: None for what is best: yes on a GPU, if the backbone can be; no on a CPU.
+        summed: sums loss, right tokens and gradient over the processes that train together.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class UpdateStep:
         max_grad_norm: float = 1.0,
         checkpoint: bool = False,
         compiled: bool | None = None,
+        summed: Callable[[mx.array, mx.array, Any], tuple[mx.array, mx.array, Any]] | None = None,
     ) -> None:
         self.backbone = backbone
+        self.summed = summed
         self.model = backbone.model
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
@@ -107,7 +110,7 @@ class UpdateStep:
         share, most = mx.array(1.0 / count, mx.float32), mx.array(limits, mx.float32)
         try:
             values, moments = self._gathered(before)
-            if len(batches) == 1:
+            if len(batches) == 1 and self.summed is None:
                 parts = [_flat(part) for part in batches[0]]
                 done = self._whole(values, moments, share, most, parts)
             else:
@@ -220,6 +223,11 @@ class UpdateStep:
             total, correct = total + loss, correct + right
             # Evaluated one by one: accumulation is there to hold one micro-batch at a time.
             mx.eval(total, correct, gradient)
+        if self.summed is not None:
+            if gradient is None:
+                # Fewer rows than processes were left for this update.
+                gradient = tree_map(mx.zeros_like, values)
+            total, correct, gradient = self.summed(total, correct, gradient)
         return self._finish(values, moments, most, total, correct, gradient)
 
     def _update_of_one(

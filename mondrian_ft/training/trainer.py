@@ -28,6 +28,7 @@ from ..model.qwen3_vl import Qwen3VL
 from . import guard
 from .average import Average
 from .loss import device_parts, evaluating, token_losses
+from .parallel import ALONE, World
 from .state import Callback, Monitor, TrainResult, TrainState, Update
 from .step import Stepped, UpdateStep
 
@@ -76,6 +77,7 @@ class Trainer:
         ahead: queue an update before the figures of the one before it are read, so that a GPU is
             never without work; None for yes on a GPU that has the memory for it.
         callbacks: who looks on.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Trainer:
         grad_checkpoint: bool = False,
         ahead: bool | None = None,
         callbacks: Sequence[Callback] = (),
+        world: World = ALONE,
     ) -> None:
         self.backbone = backbone
         self.model = backbone.model
@@ -121,8 +124,9 @@ class Trainer:
         self.grad_checkpoint = grad_checkpoint
         # On a CPU an update takes the cores that would queue the next one. An average is taken of
         # every update's weights, when it is known whether they are new.
-        self.ahead = ema is None and (not ON_CPU if ahead is None else ahead)
+        self.ahead = ema is None and world.size == 1 and (not ON_CPU if ahead is None else ahead)
         self.callbacks = callbacks
+        self.world = world
         self.state = TrainState(visits=[0] * len(batches.examples))
         self._step: UpdateStep | None = None
         self._rooms: Rooms | None = None
@@ -141,7 +145,7 @@ class Trainer:
         with _stop_requested() as stop:
             while True:
                 at = state.step + (self._queued is not None)
-                last, stopping = at == self.max_steps, stop()
+                last, stopping = at == self.max_steps, self.world.stopping(stop())
                 evaluate = last or _due(at, self.eval_every)
                 save = evaluate or _due(at, self.save_every)
                 if save or stopping:
@@ -177,7 +181,8 @@ class Trainer:
             if self.monitor is None:
                 state.observe(loss)
             else:
-                state.observe_value(loss, self.monitor(), larger=self.monitor.larger)
+                value = self.world.from_first(self.monitor)
+                state.observe_value(loss, value, larger=self.monitor.larger)
         if state.best_step == state.step:
             self.checkpointer.mark_best(state.step)
         for callback in self.callbacks:
@@ -252,13 +257,16 @@ class Trainer:
         """Start an update; the device may still be at the one before."""
         started, limits = time.perf_counter(), self.limits()
         count = sum(batch.supervised for batch in micro_batches)
-        rooms = self._shapes()
+        rooms, stream = self._shapes(), self.batches
+        most = self.world.most(stream.batch_size, self.accumulate)
         prepared = [
             device_parts(batch, self.backbone, self.features, rooms.of(batch) if rooms else None)
-            for batch in micro_batches
+            for batch in self.world.share(micro_batches, stream.examples, most, stream.pad_token)
         ]
         step = self._stepper()
-        with evaluating(max(len(parts) for parts in prepared)):
+        self.world.step = self.state.step
+        self.world.seed(stream.seed, self.state.step)
+        with evaluating(max((len(parts) for parts in prepared), default=1)):
             done = step(prepared, count, limits)
             # One wait for everything: the figures cost no other.
             wait = mx.async_eval if self.ahead else mx.eval
@@ -299,7 +307,8 @@ class Trainer:
     def _shapes(self) -> Rooms | None:
         """The shapes of this run's batches where steps are compiled."""
         if self._rooms is None and not ON_CPU:
-            self._rooms = Rooms(self.batches.examples, self.batches.batch_size)
+            most = self.world.most(self.batches.batch_size, self.accumulate)
+            self._rooms = Rooms(self.batches.examples, most)
         return self._rooms
 
     def _stepper(self) -> UpdateStep:
@@ -309,17 +318,16 @@ class Trainer:
                 self.optimizer,
                 max_grad_norm=self.max_grad_norm,
                 checkpoint=self.grad_checkpoint,
+                summed=self.world.summed,
             )
         return self._step
 
     def validation_loss(self) -> float:
         """Mean cross-entropy (nats) over all trained tokens of all validation rows."""
         self.model.eval()
-        return mean_loss(
-            self.backbone,
-            in_order(self.validation, self.batches.batch_size, self.batches.pad_token),
-            self.features,
-        )
+        mine = self.validation[self.world.rank :: self.world.size]
+        batches = in_order(mine, self.batches.batch_size, self.batches.pad_token)
+        return self.world.mean(*summed_loss(self.backbone, batches, self.features))
 
     def _diverged(self, update: Update) -> DivergedError:
         saved = self.checkpointer.last()
@@ -347,6 +355,14 @@ def _due(step: int, every: int) -> bool:
 
 def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStore) -> float:
     """Mean cross-entropy (nats) over all trained tokens of some batches."""
+    total, count = summed_loss(backbone, batches, features)
+    return total / count
+
+
+def summed_loss(
+    backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStore
+) -> tuple[float, int]:
+    """Sum of the cross-entropy (nats) of some batches' trained tokens, and their number."""
     total, count = 0.0, 0
     for batch in batches:
         parts = device_parts(batch, backbone, features)
@@ -359,7 +375,7 @@ def mean_loss(backbone: Qwen3VL, batches: Iterator[Batch], features: FeatureStor
             mx.eval(sums)
         total += sum(number(one) for one in sums)
         count += batch.supervised
-    return total / count
+    return total, count
 
 
 @contextmanager
