@@ -264,6 +264,7 @@ class _World:
             pad_token=0,
             text=lambda tokens: "",
             identity=SimpleNamespace(name="random weights"),
+            plain=False,
         )
         weights: dict[str, Any] = dict(tree_flatten(model.parameters()))  # pyright: ignore
         return {

@@ -142,9 +142,7 @@ def _gpu(found: Entries) -> list[str]:
 
 def _training_4b(training: Entries) -> list[str]:
     parties = {
-        name: one
-        for name, one in training["parties"].items()
-        if "rows_1" in one and "rows_4" in one
+        name: one for name, one in training["parties"].items() if "rows_1" in one or "rows_4" in one
     }
     rows = []
     for name in [*(one for one in PARTIES if one in parties), *sorted(parties.keys() - PARTIES)]:

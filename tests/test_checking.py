@@ -35,7 +35,7 @@ def test_out_of_memory_names_the_cheapest_change(lab, base) -> None:
 @pytest.mark.parametrize(
     ("limit", "sentence"),
     [
-        (10**12, "training is predicted to take 0.00 GB at its peak, of 1000.00 GB (here)"),
+        (10**12, "training is predicted to take 0.01 GB at its peak, of 1000.00 GB (here)"),
         (10**3, "and still 0.00 GB with"),
         (None, "does not say how much memory it has"),
     ],

@@ -380,7 +380,7 @@ def test_peft_names_round_trip(lab, base) -> None:
     for foreign in (
         "language_model.model.layers.0.mlp.up_proj.lora_a",
         FIRST.replace("lora_A.weight", "lora_magnitude_vector.weight"),
-        "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight",
+        "base_model.model.model.audio.blocks.0.attn.qkv.lora_A.weight",
     ):
         with pytest.raises(AdapterError, match="belongs to no matrix"):
             layouts.from_peft_name(foreign)

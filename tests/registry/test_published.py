@@ -23,7 +23,7 @@ class Heard:
     def publish(self, name: str, version: registry.Version) -> None:
         self.versions.append((name, version.version, version.fresh, version.channels))
 
-    def close(self) -> None: ...
+    def close(self, ok: bool = True) -> None: ...
 
 
 def test_registering_promoting_and_going_back(tmp_path: Path, monkeypatch: Any) -> None:
