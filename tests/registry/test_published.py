@@ -27,7 +27,8 @@ class Heard:
 
 
 def test_registering_promoting_and_going_back(tmp_path: Path, monkeypatch: Any) -> None:
-    """Each once, with the channels as they are then; registering the same again is nothing new."""
+    """Each once, with the channels as they are then; one that is registered again is not fresh, but
+    may be new to the tracker, as after a run without one."""
     config = Config(task=Promote(version="v1"))
     config.tracking.mode = TrackingMode.disabled
     config.registry.root, config.registry.name = str(tmp_path / "registry"), "tiny"
@@ -43,6 +44,7 @@ def test_registering_promoting_and_going_back(tmp_path: Path, monkeypatch: Any) 
         versioning.rollback(Rollback(), config, run)
     assert heard.versions == [
         ("tiny", "v1", True, ("candidate",)),
+        ("tiny", "v1", False, ("candidate",)),
         ("tiny", "v1", False, ("candidate", "production")),
         ("tiny", "v2", True, ("candidate",)),
         ("tiny", "v2", False, ("candidate", "production")),
