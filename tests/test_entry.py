@@ -186,7 +186,9 @@ MISTAKES = {
     "--save_freq=9": "keys are given as key=value: trainer.save_every=9",
     "--config-dir=nowhere": "there is no folder",
     "lora.rank=4,8": "sweep them with -m, or write a list: lora.rank=[4,8]",
-    "hydra.sweeper.rank_by=val_los": "val_loss or score_mae; did you mean val_loss?",
+    "hydra.sweeper.rank_by=val_los": (
+        "must be monitor, val_loss or score_mae; did you mean val_loss?"
+    ),
     "+sweep=seed": "there is no +sweep=seed; did you mean +sweep=seeds?",
 }
 
