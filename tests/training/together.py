@@ -122,6 +122,9 @@ def main() -> None:
             world.agree({"lora.rank": 4})
             world.agree(mine)
         elif what == "alone":
+            # The launcher stops the others as soon as one is gone; here they are to hear it first.
+            if not options.get("silent"):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             world.meet()
             if me.rank == 1:
                 if options.get("silent"):
