@@ -99,6 +99,7 @@ PARTIES: dict[str, Party] = {
     "memory_4bit": _party("ours", 2, checkpoint=True, bits=4, others=OTHERS),
     "4bit": _party("ours", 1, bits=4),
     "without_kernels": _party("ours", without=("kernels",)),
+    "without_joined": _party("ours", without=("joined",)),
     "mlx_graphs": _party("ours", env=_graphs(100, 1000)),
     "checkpointed_larger_graphs": _party("ours", checkpoint=True, env=_graphs(100, 150)),
     "checkpointed_limit": _party("ours", checkpoint=True, limit_gb=2.0),
@@ -311,10 +312,13 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
 
 def _leave_out(name: str) -> None:
     """Take something out of the step that was found to pay, to see by how much."""
-    from mondrian_ft.model import cuda_train
+    from mondrian_ft.model import cuda_train, joined
 
-    assert name == "kernels", name
-    cuda_train.fits = lambda *_: False
+    if name == "kernels":
+        cuda_train.fits = lambda *_: False
+    else:
+        assert name == "joined", name
+        joined.join = lambda layers: None
 
 
 def decode_targets() -> tuple[str, ...]:

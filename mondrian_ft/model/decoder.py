@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import cpu_math, cuda_train
+from . import cpu_math, cuda_train, joined
 from .backend import ON_CPU, mx, nn
 from .lora_layers import drawing_from, project
 
@@ -49,8 +49,13 @@ def layer_forward(
     attn, kernels = layer.self_attn, _kernels(layer, h)
     norm = layer.input_layernorm
     x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
-    q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
-    if kernels:
+    heads = attn.n_heads, attn.n_kv_heads
+    whole = joined.product(attn, joined.ATTENTION, x) if kernels else None
+    if whole is not None:
+        q, k, v = cuda_train.turned_all(whole, (attn.q_norm, attn.k_norm), turn, heads)
+    else:
+        q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
+    if kernels and whole is None:
         q = cuda_train.turned(q, attn.q_norm, turn, attn.n_heads)
         k = cuda_train.turned(k, attn.k_norm, turn, attn.n_kv_heads)
     q = q.reshape(batch, length, attn.n_heads, -1)
@@ -65,8 +70,12 @@ def layer_forward(
     (h,) = project((attn.o_proj,), out, h)
     norm = layer.post_attention_layernorm
     x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
-    gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
-    inner: Any = cuda_train.gated(gate, up) if kernels else _gated(gate, up)
+    pair = joined.product(layer.mlp, joined.GATE, x) if kernels else None
+    if pair is not None:
+        inner: Any = cuda_train.gated_pair(pair)
+    else:
+        gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
+        inner = cuda_train.gated(gate, up) if kernels else _gated(gate, up)
     return project((layer.mlp.down_proj,), inner, h)[0]
 
 
@@ -76,6 +85,7 @@ def _kernels(layer: Any, h: mx.array) -> bool:
     norms = (layer.input_layernorm, layer.post_attention_layernorm, attn.q_norm, attn.k_norm)
     return (
         attn.head_dim == cuda_train.HEAD_SIZE
+        and attn.q_norm.eps == attn.k_norm.eps
         and width <= cuda_train.MOST_WIDE
         and cuda_train.fits(h.dtype, width)
         and all(norm.weight.dtype == h.dtype for norm in norms)

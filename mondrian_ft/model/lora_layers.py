@@ -14,7 +14,7 @@ the faster one, since a product that adds to something costs no pass over memory
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,7 +85,7 @@ def project(layers: Sequence[Any], x: mx.array, onto: mx.array | None = None) ->
     evaluates a graph from its ends, where adapters' gradients are wanted last, and would hold what
     they are made of until then.
     """
-    if not all(_plain(layer) for layer in layers):
+    if not all(is_plain(layer) for layer in layers):
         made = [layer(x) for layer in layers]
         return made if onto is None else [onto + made[0], *made[1:]]
     if all("_sum" in layer for layer in layers):
@@ -128,7 +128,7 @@ def _adapted(
             y = y + linear.bias
         return mx.addmm(y, z, b, alpha=scale)
     # See the module's text for the order.
-    y = z @ (scale * b) if before is None else mx.addmm(before, z, b, alpha=scale)
+    y = z @ times(scale, b) if before is None else mx.addmm(before, z, b, alpha=scale)
     if "bias" in linear:
         y = y + linear.bias
     return mx.addmm(y, x, weight)
@@ -167,7 +167,8 @@ class _Small:
         count = len(layers)
         above, z = self.above[:count], self.z[:count]
         inner = [
-            one @ (scale * b).T for one, b, scale in zip(above, self.b, self.scales, strict=True)
+            one @ times(scale, b).T
+            for one, b, scale in zip(above, self.b, self.scales, strict=True)
         ]
         joined = inner[0] if count == 1 else mx.concatenate(inner, axis=1)
         firsts = self.a[0] if count == 1 else mx.concatenate(self.a, axis=1)
@@ -180,8 +181,27 @@ class _Small:
         for first, scale, inside, one in zip(
             mx.split(self.x.T @ joined, ends, axis=1), self.scales, z, above, strict=True
         ):
-            own += [first, scale * (inside.T @ one)]
+            own += [first, times(scale, inside.T @ one)]
         return below, own
+
+
+def times(scale: float, x: mx.array) -> mx.array:
+    """scale · x; x itself where that is the same, which saves a kernel."""
+    return x if scale == 1 else scale * x
+
+
+@contextmanager
+def of_scale_one(layers: Iterable[Any]) -> Iterator[None]:
+    """LoRA layers that do not multiply by their scale, for the length of the block: what is put
+    into them has been multiplied by it."""
+    before = [(layer, layer.scale) for layer in layers]
+    try:
+        for layer, _ in before:
+            layer.scale = 1.0
+        yield
+    finally:
+        for layer, scale in before:
+            layer.scale = scale
 
 
 @contextmanager
@@ -191,7 +211,7 @@ def summed(model: Any) -> Iterator[None]:
 
     Gradients are those of the adapters all the same. They have to stay as they are meanwhile.
     """
-    layers = [one for _, one in model.named_modules() if _plain(one)] if ON_CPU else []
+    layers = [one for _, one in model.named_modules() if is_plain(one)] if ON_CPU else []
     layers = [
         one
         for one in layers
@@ -269,6 +289,7 @@ def matrix(linear: Any, x: mx.array) -> mx.array:
     ).astype(x.dtype)
 
 
-def _plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
+    """Whether a layer is a LoRA layer that :func:`project` takes."""
     # Dropout draws a mask for each matrix; then each has an input of its own.
     return type(layer) is LoRALayer and not (layer.training and layer.dropout._p_1 < 1)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..model import lanes
+from ..model import joined, lanes
 from ..model.backend import ON_CPU, mx
-from ..model.lora_layers import summed
+from ..model.lora_layers import LoRALayer, of_scale_one, summed, times
 from ..model.qwen3_vl import Inputs
 from .loss import losses_and_hits
 
@@ -82,9 +82,13 @@ class UpdateStep:
         self.compiled = gains if compiled is None else compiled
         self._shapes: list[tuple[str, tuple[int, ...]]] = []
         self._places: list[tuple[Any, str]] = []
+        # What all trained layers multiply by; 1 where there is no such one.
+        self._scale = 1.0
         self._given: tuple[Any, Any] = (None, None)
         self._vector: tuple[Any, Any] = (None, None)
         self._as_one = type(optimizer).__name__ in ELEMENTWISE
+        if not ON_CPU and hasattr(backbone, "text"):
+            joined.join(backbone.text.layers)
         self._whole = self._maybe_compiled(self._update_of_one)
         self._gradient = self._maybe_compiled(self._gradient_of_one)
         self._finish = self._maybe_compiled(self._apply)
@@ -168,6 +172,12 @@ class UpdateStep:
         self._shapes = [(name, tuple(value.shape)) for name, value in flat]
         found = [name.rpartition(".") for name, _ in flat]
         self._places = [(_at(self.model, where), name) for where, _, name in found]
+        scales = {
+            float(module.scale) if type(module) is LoRALayer else 0.0 for module, _ in self._places
+        }
+        self._scale = scales.pop() if self._as_one and len(scales) == 1 else 1.0
+        if self._scale <= 0:
+            self._scale = 1.0
 
     def _publish(self, values: Any, moments: Any) -> None:
         """Put views of the vectors into the model and the optimizer."""
@@ -240,7 +250,10 @@ class UpdateStep:
         dtype = self.backbone.dtype
         # Cast once what is multiplied with activations, which is in their type anyhow. DoRA's
         # magnitudes stay float32: in 16 bits a step of theirs would change nothing.
-        parts = self._parts(values.astype(dtype)) if self._as_one else values
+        scale = self._scale if dtype != mx.float32 else 1.0
+        # A's and B's share of it, so that no product has to multiply by it again.
+        root = math.sqrt(scale)
+        parts = self._parts(times(root, values).astype(dtype)) if self._as_one else values
         if dtype != mx.float32:
             exact = self._parts(values) if self._as_one else values
             cast = [name.endswith((".lora_a", ".lora_b")) for name, _ in self._shapes]
@@ -251,7 +264,8 @@ class UpdateStep:
         at_a_time = lanes.count(len(flat))
         found: list[Any] = []
         self._put(parts)
-        with summed(self.model):
+        once = [module for module, _ in self._places] if scale != 1 else []
+        with summed(self.model), of_scale_one(once):
             for number, part in enumerate(flat):
                 given = parts
                 if number >= at_a_time:
@@ -264,7 +278,7 @@ class UpdateStep:
         for more, hits, *grads in found[1:]:
             value, right = value + more, right + hits
             gradient = [a + b for a, b in zip(gradient, grads, strict=True)]
-        return value, right, gradient[0] if self._as_one else gradient
+        return value, right, times(root, gradient[0]) if self._as_one else gradient
 
     def _gradient_of_part(self, parts: list[mx.array], share: mx.array, part: Any) -> list[Any]:
         """Loss, hits and the gradient, as a vector or one by one, of what is computed apart."""
