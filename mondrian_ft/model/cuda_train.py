@@ -326,7 +326,8 @@ def fits(dtype: mx.Dtype, *widths: int) -> bool:
 
 
 @cache
-def _kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 0.0) -> Any:
+def kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 0.0) -> Any:
+    """A kernel of this source, with the header of this module and ``EPSILON``."""
     # MLX finds a kernel it has compiled by its name, so the name has to say what it was made with.
     told = float(epsilon).hex().translate(str.maketrans(".+-", "___"))
     return mx.fast.cuda_kernel(
@@ -338,9 +339,9 @@ def _kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 
     )
 
 
-def _elementwise(kernel: Any, arrays: list[mx.array], results: int) -> list[mx.array]:
+def _elementwise(run: Any, arrays: list[mx.array], results: int) -> list[mx.array]:
     rows, width = arrays[0].shape
-    return kernel(
+    return run(
         inputs=arrays,
         template=[("WIDTH", width)],
         grid=(-(-rows * width // EACH // THREADS) * THREADS, 1, 1),
@@ -353,14 +354,14 @@ def _elementwise(kernel: Any, arrays: list[mx.array], results: int) -> list[mx.a
 @mx.custom_function
 def gated(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up, each (T, N); the backward pass keeps the two and nothing else."""
-    kernel = _kernel("gated", "gate up", "made", _GATED)
-    return _elementwise(kernel, [gate, up], 1)[0]
+    run = kernel("gated", "gate up", "made", _GATED)
+    return _elementwise(run, [gate, up], 1)[0]
 
 
 @gated.vjp
 def _gated_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    kernel = _kernel("gated_back", "gate up above", "of_gate of_up", _GATED_BACK)
-    return tuple(_elementwise(kernel, [*primals, cotangent], 2))
+    run = kernel("gated_back", "gate up above", "of_gate of_up", _GATED_BACK)
+    return tuple(_elementwise(run, [*primals, cotangent], 2))
 
 
 def turned(x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int) -> mx.array:
@@ -380,7 +381,7 @@ def turned(x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int) 
 
     def run(name: str, inputs: str, made: str, source: str, arrays: list[mx.array]) -> mx.array:
         rows = arrays[0].shape[0]
-        (result,) = _kernel(name, inputs, made, source, norm.eps)(
+        (result,) = kernel(name, inputs, made, source, norm.eps)(
             inputs=arrays,
             template=[("HEADS", heads)],
             grid=(-(-rows * heads * 32 // THREADS) * THREADS, 1, 1),
@@ -430,7 +431,7 @@ def _over(
     pair: mx.array, name: str, inputs: str, made: str, source: str, arrays: Any, shape: Any
 ) -> mx.array:
     rows, width = pair.shape[0], pair.shape[1] // 2
-    (result,) = _kernel(name, inputs, made, source)(
+    (result,) = kernel(name, inputs, made, source)(
         inputs=arrays,
         template=[("WIDTH", width)],
         grid=(-(-rows * width // EACH // THREADS) * THREADS, 1, 1),
@@ -463,7 +464,7 @@ def turned_all(
         name: str, inputs: str, made: str, source: str, arrays: Any, warps: int, widths: Any
     ) -> Any:
         rows = arrays[0].shape[0]
-        return _kernel(name, inputs, made, source, norms[0].eps)(
+        return kernel(name, inputs, made, source, norms[0].eps)(
             inputs=arrays,
             template=[("Q", q), ("KV", kv)],
             grid=(-(-rows * warps * 32 // THREADS) * THREADS, 1, 1),
@@ -511,7 +512,7 @@ def packed(firsts: Sequence[mx.array], seconds: Sequence[mx.array]) -> tuple[mx.
     # A kernel's inputs are always all there; what it does not use is the first.
     a, b = ([*some, some[0]][:3] for some in (firsts, seconds))
     threads = (inner * columns + columns * wide) // EACH
-    first, second = _kernel("packed", "a0 a1 a2 b0 b1 b2", "a b", _PACKED)(
+    first, second = kernel("packed", "a0 a1 a2 b0 b1 b2", "a b", _PACKED)(
         inputs=[*a, *b],
         template=[("COUNT", count), ("RANK", rank), ("INNER", inner)]
         + [(f"N{n}", size) for n, size in enumerate((*sizes, 0)[:3])],
@@ -542,7 +543,7 @@ def normed(h: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         (h,) = primals if isinstance(primals, tuple | list) else (primals,)
         rows, width = h.shape
-        (back,) = _kernel("normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps)(
+        (back,) = kernel("normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps)(
             inputs=[h, weight, *cotangents],
             template=[("WIDTH", width)],
             grid=(rows * -(-width // EACH // 32) * 32, 1, 1),
@@ -568,7 +569,7 @@ def cross_entropy(logits: mx.array, wanted: mx.array) -> tuple[mx.array, mx.arra
         the gradient (M, V) bfloat16 of the sum. Not finite where a logit of the row is not.
     """
     rows, width = logits.shape
-    losses, hits, slope = _kernel(
+    losses, hits, slope = kernel(
         "cross_entropy", "logits wanted", "loss hit slope", _CROSS_ENTROPY
     )(
         inputs=[logits, wanted],
