@@ -326,8 +326,7 @@ def fits(dtype: mx.Dtype, *widths: int) -> bool:
 
 
 @cache
-def kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 0.0) -> Any:
-    """A kernel of this source, with the header of this module and ``EPSILON``."""
+def _kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 0.0) -> Any:
     # MLX finds a kernel it has compiled by its name, so the name has to say what it was made with.
     told = float(epsilon).hex().translate(str.maketrans(".+-", "___"))
     return mx.fast.cuda_kernel(
@@ -339,9 +338,9 @@ def kernel(name: str, inputs: str, outputs: str, source: str, epsilon: float = 0
     )
 
 
-def _elementwise(run: Any, arrays: list[mx.array], results: int) -> list[mx.array]:
+def _elementwise(kernel: Any, arrays: list[mx.array], results: int) -> list[mx.array]:
     rows, width = arrays[0].shape
-    return run(
+    return kernel(
         inputs=arrays,
         template=[("WIDTH", width)],
         grid=(-(-rows * width // EACH // THREADS) * THREADS, 1, 1),
@@ -354,14 +353,14 @@ def _elementwise(run: Any, arrays: list[mx.array], results: int) -> list[mx.arra
 @mx.custom_function
 def gated(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up, each (T, N); the backward pass keeps the two and nothing else."""
-    run = kernel("gated", "gate up", "made", _GATED)
-    return _elementwise(run, [gate, up], 1)[0]
+    kernel = _kernel("gated", "gate up", "made", _GATED)
+    return _elementwise(kernel, [gate, up], 1)[0]
 
 
 @gated.vjp
 def _gated_back(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-    run = kernel("gated_back", "gate up above", "of_gate of_up", _GATED_BACK)
-    return tuple(_elementwise(run, [*primals, cotangent], 2))
+    kernel = _kernel("gated_back", "gate up above", "of_gate of_up", _GATED_BACK)
+    return tuple(_elementwise(kernel, [*primals, cotangent], 2))
 
 
 def turned(x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int) -> mx.array:
@@ -381,7 +380,7 @@ def turned(x: mx.array, norm: Any, turn: tuple[mx.array, mx.array], heads: int) 
 
     def run(name: str, inputs: str, made: str, source: str, arrays: list[mx.array]) -> mx.array:
         rows = arrays[0].shape[0]
-        (result,) = kernel(name, inputs, made, source, norm.eps)(
+        (result,) = _kernel(name, inputs, made, source, norm.eps)(
             inputs=arrays,
             template=[("HEADS", heads)],
             grid=(-(-rows * heads * 32 // THREADS) * THREADS, 1, 1),
@@ -431,7 +430,7 @@ def _over(
     pair: mx.array, name: str, inputs: str, made: str, source: str, arrays: Any, shape: Any
 ) -> mx.array:
     rows, width = pair.shape[0], pair.shape[1] // 2
-    (result,) = kernel(name, inputs, made, source)(
+    (result,) = _kernel(name, inputs, made, source)(
         inputs=arrays,
         template=[("WIDTH", width)],
         grid=(-(-rows * width // EACH // THREADS) * THREADS, 1, 1),
@@ -464,7 +463,7 @@ def turned_all(
         name: str, inputs: str, made: str, source: str, arrays: Any, warps: int, widths: Any
     ) -> Any:
         rows = arrays[0].shape[0]
-        return kernel(name, inputs, made, source, norms[0].eps)(
+        return _kernel(name, inputs, made, source, norms[0].eps)(
             inputs=arrays,
             template=[("Q", q), ("KV", kv)],
             grid=(-(-rows * warps * 32 // THREADS) * THREADS, 1, 1),
@@ -512,7 +511,7 @@ def packed(firsts: Sequence[mx.array], seconds: Sequence[mx.array]) -> tuple[mx.
     # A kernel's inputs are always all there; what it does not use is the first.
     a, b = ([*some, some[0]][:3] for some in (firsts, seconds))
     threads = (inner * columns + columns * wide) // EACH
-    first, second = kernel("packed", "a0 a1 a2 b0 b1 b2", "a b", _PACKED)(
+    first, second = _kernel("packed", "a0 a1 a2 b0 b1 b2", "a b", _PACKED)(
         inputs=[*a, *b],
         template=[("COUNT", count), ("RANK", rank), ("INNER", inner)]
         + [(f"N{n}", size) for n, size in enumerate((*sizes, 0)[:3])],
@@ -543,7 +542,7 @@ def normed(h: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         (h,) = primals if isinstance(primals, tuple | list) else (primals,)
         rows, width = h.shape
-        (back,) = kernel("normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps)(
+        (back,) = _kernel("normed_back", "x weight above beside", "of_x", _NORMED_BACK, norm.eps)(
             inputs=[h, weight, *cotangents],
             template=[("WIDTH", width)],
             grid=(rows * -(-width // EACH // 32) * 32, 1, 1),
@@ -569,7 +568,7 @@ def cross_entropy(logits: mx.array, wanted: mx.array) -> tuple[mx.array, mx.arra
         the gradient (M, V) bfloat16 of the sum. Not finite where a logit of the row is not.
     """
     rows, width = logits.shape
-    losses, hits, slope = kernel(
+    losses, hits, slope = _kernel(
         "cross_entropy", "logits wanted", "loss hit slope", _CROSS_ENTROPY
     )(
         inputs=[logits, wanted],

@@ -42,7 +42,7 @@ def join(owner: Any) -> None:
 
 def both(owner: Any, work: Any, x: mx.array, above: mx.array) -> list[mx.array]:
     """The result of ``work(x)`` and the gradients of x and of each adapter."""
-    flat: Any = tree_flatten(owner.trainable_parameters())
+    flat: list[Any] = tree_flatten(owner.trainable_parameters())
     names = [name for name, _ in flat]
 
     def through(x: mx.array, *values: mx.array) -> mx.array:
