@@ -35,7 +35,7 @@ def size_graphs(*, small: bool) -> None:
     """
     if ON_CPU or mx.metal.is_available():
         return
-    operations, megabytes = ("100", "100") if small else ("200", "4000")
+    operations, megabytes = ("100", "100") if small else ("200", "1000")
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", operations)
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", megabytes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import cpu_math, cuda_train, joined
+from . import cpu_math, cuda_joined, cuda_train, joined
 from .backend import ON_CPU, mx, nn
 from .lora_layers import drawing_from, project
 
@@ -52,7 +52,7 @@ def layer_forward(
     heads = attn.n_heads, attn.n_kv_heads
     whole = joined.product(attn, joined.ATTENTION, x) if kernels else None
     if whole is not None:
-        q, k, v = cuda_train.turned_all(whole, (attn.q_norm, attn.k_norm), turn, heads)
+        q, k, v = cuda_joined.turned_all(whole, (attn.q_norm, attn.k_norm), turn, heads)
     else:
         q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
     if kernels and whole is None:
@@ -72,7 +72,7 @@ def layer_forward(
     x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
     pair = joined.product(layer.mlp, joined.GATE, x) if kernels else None
     if pair is not None:
-        inner: Any = cuda_train.gated_pair(pair)
+        inner: Any = cuda_joined.gated_pair(pair)
     else:
         gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
         inner = cuda_train.gated(gate, up) if kernels else _gated(gate, up)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mondrian_ft.model import cuda_train, decoder
+from mondrian_ft.model import cuda_joined, cuda_train, decoder
 from mondrian_ft.model.backend import ON_CPU, mx, nn
 
 pytestmark = pytest.mark.skipif(
@@ -75,7 +75,7 @@ def test_heads_normalised_and_turned(heads: int, rows: int, length: int) -> None
 def test_the_gate_of_a_pair_side_by_side(rows: int, width: int) -> None:
     """Bit for bit what the two apart give."""
     gate, up, above = (drawn(rows, width, seed=n, scale=3.0) for n in range(3))
-    made, back = mx.vjp(cuda_train.gated_pair, [mx.concatenate([gate, up], axis=1)], [above])
+    made, back = mx.vjp(cuda_joined.gated_pair, [mx.concatenate([gate, up], axis=1)], [above])
     wanted, slopes = mx.vjp(cuda_train.gated, [gate, up], [above])
     assert mx.array_equal(made[0], wanted[0])
     assert mx.array_equal(back[0], mx.concatenate(slopes, axis=1))
@@ -92,7 +92,7 @@ def test_queries_keys_and_values_side_by_side(q: int, kv: int, rows: int, length
     turn = decoder.rotary(cos.astype(mx.bfloat16), sin.astype(mx.bfloat16))
     norms = norm(128, 9), norm(128, 10)
     x = mx.concatenate(parts, axis=1)
-    made, back = mx.vjp(lambda x: cuda_train.turned_all(x, norms, turn, (q, kv)), [x], above)
+    made, back = mx.vjp(lambda x: cuda_joined.turned_all(x, norms, turn, (q, kv)), [x], above)
     wanted, slopes = [], []
     for part, given, scale, heads in zip(parts[:2], above, norms, (q, kv), strict=False):
         one, slope = mx.vjp(
@@ -112,7 +112,7 @@ def test_adapters_packed(sizes: tuple[int, ...]) -> None:
     """A side by side, B on the diagonal of zeros."""
     firsts = [drawn(2560, 16, seed=n) for n in range(len(sizes))]
     seconds = [drawn(16, size, seed=9 + n) for n, size in enumerate(sizes)]
-    a, b = cuda_train.packed(firsts, seconds)
+    a, b = cuda_joined.packed(firsts, seconds)
     assert mx.array_equal(a, mx.concatenate(firsts, axis=1))
     start = 0
     for number, one in enumerate(seconds):

@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mondrian_ft.model import joined, lora_layers
-from mondrian_ft.model.backend import mx, nn
+from mondrian_ft.model.backend import ON_CPU, mx, nn
 
 SIZES = {"q_proj": 96, "k_proj": 32, "v_proj": 32}
 
@@ -42,7 +42,7 @@ def join(owner: Any) -> None:
 
 def both(owner: Any, work: Any, x: mx.array, above: mx.array) -> list[mx.array]:
     """The result of ``work(x)`` and the gradients of x and of each adapter."""
-    flat: list[Any] = tree_flatten(owner.trainable_parameters())
+    flat: Any = tree_flatten(owner.trainable_parameters())
     names = [name for name, _ in flat]
 
     def through(x: mx.array, *values: mx.array) -> mx.array:
@@ -85,7 +85,9 @@ def test_one_product_is_the_three(dtype: mx.Dtype, bits: int | None) -> None:
         one, other = one.astype(mx.float32), other.astype(mx.float32)
         assert one.shape == other.shape
         off = float(mx.abs(one - other).max() / mx.abs(one).max())
-        assert off <= (1e-6 if dtype == mx.float32 else 0.01)
+        # A GPU multiplies float32 with fewer bits (TF32).
+        exact = 1e-6 if ON_CPU else 2e-3
+        assert off <= (exact if dtype == mx.float32 else 0.01)
 
 
 def test_joining_takes_no_memory_of_its_own() -> None:
@@ -116,7 +118,7 @@ def test_another_weight_put_in_is_what_counts() -> None:
     made = joined.product(owner, joined.ATTENTION, x)
     assert made is not None
     apart = mx.concatenate([owner[name](x) for name in SIZES], axis=1)
-    assert float(mx.abs(made - apart).max()) < 1e-5
+    assert float(mx.abs(made - apart).max()) < (1e-5 if ON_CPU else 1e-2)
 
 
 def test_what_is_not_alike_stays_apart() -> None:
