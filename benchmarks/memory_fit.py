@@ -218,9 +218,12 @@ def config_of(case: Case) -> dict[str, Any]:
 def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Peaks of ``benchmarks/training_4b.py``'s runs of ours beside the prediction, in bytes.
 
+    Those with graphs of kernels of another size than the product's are left out.
+
     Args:
         results: what it wrote: ``shapes`` and, in ``parties``, the peak of each number of rows.
     """
+    from mondrian_ft.model import backend
     from mondrian_ft.training import memory
 
     shapes = results["shapes"]
@@ -246,6 +249,9 @@ def against_4b(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for party, (checkpoint, bits) in PARTIES.items():
         for case, figures in results["parties"].get(party, {}).items():
             if not case.startswith("rows_") or "peak_gb" not in figures:
+                continue
+            usual = [str(one) for one in backend.graphs(small=checkpoint)]
+            if figures.get("graphs", usual) != usual:
                 continue
             count = int(case.split("_")[1])
             tokens, trained = figures["tokens"], figures["trained"]

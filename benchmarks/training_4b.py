@@ -223,7 +223,7 @@ def _model(shapes: Shapes) -> Any:
 
 def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]:
     from mondrian_ft.model import lora
-    from mondrian_ft.model.backend import mx, nn, number, size_graphs
+    from mondrian_ft.model.backend import MEGABYTES, OPERATIONS, mx, nn, number, size_graphs
     from mondrian_ft.model.base import quantizable
     from mondrian_ft.model.qwen3_vl import Qwen3VL, VisionFeatures, assemble
     from mondrian_ft.training import optim
@@ -301,6 +301,7 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
             {
                 **_time(queue, wait, steps),
                 "weights_gb": weights,
+                "graphs": [os.environ.get(name) for name in (OPERATIONS, MEGABYTES)],
                 "tokens": shapes.length,
                 "image_tokens": shapes.image,
                 "trained": shapes.trained,

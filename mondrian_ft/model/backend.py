@@ -25,19 +25,29 @@ if ON_CPU:
     mx.disable_compile()
 
 
+OPERATIONS, MEGABYTES = "MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER"
+"""MLX's variables for what ends a graph of kernels."""
+
+
 def size_graphs(*, small: bool) -> None:
     """How many kernels CUDA runs as one graph; to be called before anything is computed.
 
     A large graph starts faster and holds all its temporary arrays until it has run; up to ten are
-    under way. A training step of Qwen3-VL-4B takes 0.107 s and 36 GB with large ones; with
-    checkpointing and small ones 0.19 s and 10.7 GB, of which ten times 100 MB are such arrays. What
-    the environment says goes first. Does nothing on other devices.
+    under way. A training step of two rows of Qwen3-VL-4B takes 0.20 s and 39 GB with graphs of 1
+    GB, no less with graphs of 4 GB and 65 GB; with checkpointing and graphs of 100 MB 0.30 s and
+    11.8 GB (benchmarks/LOG.md). What the environment says goes first. Does nothing on other
+    devices.
     """
     if ON_CPU or mx.metal.is_available():
         return
-    operations, megabytes = ("100", "100") if small else ("200", "1000")
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", operations)
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", megabytes)
+    operations, megabytes = graphs(small=small)
+    os.environ.setdefault(OPERATIONS, str(operations))
+    os.environ.setdefault(MEGABYTES, str(megabytes))
+
+
+def graphs(*, small: bool) -> tuple[int, int]:
+    """Operations and megabytes that end a graph of kernels, where the environment says nothing."""
+    return (100, 100) if small else (200, 1000)
 
 
 def describe() -> str:

@@ -282,7 +282,7 @@ COSTS = {
         logits=1.0,
         chunk=512 << 20,
         in_flight=1.8,
-        in_flight_most=37_000_000_000,
+        in_flight_most=8_500_000_000,
         in_flight_small=1_000_000_000,
         expanded=6.0,
         pad_to=128,
@@ -290,7 +290,7 @@ COSTS = {
     "Metal": Costs(scores_work=3.0, tower_work_scores=3.0, measured=False),
 }
 """By kind of backend. Recalibrate with ``python -m benchmarks memory_fit`` on a CPU and ``python -m
-benchmarks.training_4b memory memory_checkpointed memory_4bit`` on a GPU. Graphs of 4 GB and of 100
+benchmarks.training_4b memory memory_checkpointed memory_4bit`` on a GPU. Graphs of 1 GB and of 100
 MB are under way up to ten at a time (``backend.size_graphs``)."""
 QUICK = 800
 """Tokens of a batch up to which a GPU is done with kernels as fast as they are queued."""
