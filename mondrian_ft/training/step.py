@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..model import joined, lanes
+from ..model import cuda_train, joined, lanes
 from ..model.backend import ON_CPU, mx
 from ..model.lora_layers import LoRALayer, of_scale_one, summed, times
 from ..model.qwen3_vl import Inputs
@@ -87,7 +87,8 @@ class UpdateStep:
         self._given: tuple[Any, Any] = (None, None)
         self._vector: tuple[Any, Any] = (None, None)
         self._as_one = type(optimizer).__name__ in ELEMENTWISE
-        if not ON_CPU and hasattr(backbone, "text"):
+        if cuda_train.fits(backbone.dtype) and hasattr(backbone, "text"):
+            # Only there do layers ask for joined products.
             joined.join(backbone.text.layers)
         self._whole = self._maybe_compiled(self._update_of_one)
         self._gradient = self._maybe_compiled(self._gradient_of_one)
