@@ -306,6 +306,6 @@ def _sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        # Ignored, a process that trained with others and lost one has its last words to say.
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        # Ignored, another process was lost and the launcher is not to cut short what follows.
+        if signal.getsignal(signal.SIGTERM) is interrupt:
             signal.signal(signal.SIGTERM, before)

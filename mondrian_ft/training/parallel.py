@@ -67,8 +67,7 @@ class World:
         self._group = group
         self._wish = self._agreed = False
         if self.size > 1 and group is None:
-            with self._waiting():
-                self._group = self._joined()
+            self._group = self._joined()
             found = self._group.rank(), self._group.size()
             if found != (self.rank, self.size):
                 raise _aloud(
@@ -210,29 +209,31 @@ class World:
             PeerLost: they cannot be reached; each says so of itself, as it may be the only one.
         """
         began = time.monotonic()
+        over: list[int] = []
         try:
-            return mx.distributed.init(strict=True)
+            with _alarm(self.timeout, over):
+                return mx.distributed.init(strict=True)
         except RuntimeError as error:
             _finish()
             told = str(error)
+            if over:
+                raise _aloud(self._silence()) from error
             if "Couldn't bind" in told:
                 raise _aloud(
-                    f"process {self.rank} of {self.size} cannot listen at {address(self.rank)} "
-                    f"({_reason(told)}); is the port another program's? give mlx.launch another "
-                    "--starting-port"
+                    f"cannot listen for the others at {address(self.rank)} ({_reason(told)}); if "
+                    "the port is another program's, give mlx.launch another --starting-port"
                 ) from error
             if "Couldn't connect" in told:
                 other = (self.rank + 1) % self.size
                 seconds = time.monotonic() - began
                 raise _aloud(
-                    f"process {self.rank} of {self.size} could not reach process {other} at "
-                    f"{address(other)} for {seconds:.0f} s ({_reason(told)}): that one was not "
-                    "started, has ended, or a firewall is between them; start all of them at once, "
-                    "with one mlx.launch"
+                    f"cannot reach process {other} of {self.size} at {address(other)}, tried for "
+                    f"{seconds:.0f} s ({_reason(told)}): it was not started, has ended, or a "
+                    "firewall is between them; start all of them at once, with one mlx.launch"
                 ) from error
             raise _aloud(
-                f"process {self.rank} of {self.size} cannot join the others ({told}); start all of "
-                "them at once, with one mlx.launch"
+                f"cannot join the other processes of this run ({told}); start all {self.size} at "
+                "once, with one mlx.launch"
             ) from error
 
     def _gathered(self, data: bytes) -> list[bytes]:
@@ -275,13 +276,16 @@ class World:
     def _when(self) -> str:
         return f"after update {self.step}" if self.step else "before the first update"
 
-    def _give_up(self) -> None:
-        """End this process: the thread that waits cannot be reached."""
-        sentence = (
+    def _silence(self) -> str:
+        return (
             f"the other processes of this run have not answered for {self.timeout:g} s, "
             f"{self._when()}: one hangs, or its machine is asleep or cut off; if one may take so "
             "long, raise trainer.peer_timeout"
         )
+
+    def _give_up(self) -> None:
+        """End this process: the thread that waits cannot be reached."""
+        sentence = self._silence()
         try:
             if self.lost is not None:
                 self.lost(sentence)
@@ -295,6 +299,25 @@ def _short(value: Any) -> str:
     """A value as a sentence shows it: of a hash its first 12 digits."""
     is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
     return f"{value[:12]}…" if is_hash else repr(value)
+
+
+@contextmanager
+def _alarm(seconds: float, over: list[int]) -> Iterator[None]:
+    """Interrupt a call of the system that waits longer, and note that in ``over``.
+
+    MLX joins the processes without releasing Python's lock, so that no thread could watch it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: over.append(signum))
+    # Again every second: the first may come between two calls that wait.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _aloud(sentence: str) -> PeerLost:
