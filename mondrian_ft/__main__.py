@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from . import __version__
+from . import __version__, scratch
 from . import help as help_page
 from .config import conf_dir, load, register_schemas
 from .errors import ConfigError, MondrianError, PeerLost, Pruned, SweepError
@@ -149,7 +148,7 @@ def main() -> int:
     if me.first:
         return _run(argv, me)
     # The first process writes; what the code below has to write goes with this process.
-    with tempfile.TemporaryDirectory(prefix="mondrian_ft-") as folder:
+    with scratch.folder() as folder:
         own = [word for word in argv if not word.startswith("hydra.run.dir=")]
         sys.argv[1:] = [*own, f"hydra.run.dir={folder}/run"]
         return _run(own, me)
@@ -205,7 +204,9 @@ def _tell(error: BaseException, prefix: str = "") -> int:
         if isinstance(error, MondrianError) and error.common:
             # Said by the first, whose work mlx.launch would cut short if this were a failure.
             return 0
-        if isinstance(error, PeerLost | KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or (
+            isinstance(error, PeerLost) and not error.aloud
+        ):
             return 1
         prefix = f"process {_outcome.me.rank}: {prefix}"
     if _outcome.tracebacks:

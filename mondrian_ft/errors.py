@@ -51,7 +51,14 @@ class DivergedError(TrainingError):
 
 
 class PeerLost(TrainingError):
-    """Another process that trains with this one has ended, or can no longer be reached."""
+    """Another process that trains with this one has ended, or cannot be reached.
+
+    Attributes:
+        aloud: whether a process that is not the first says so too, as the first may be the one
+            that is lost.
+    """
+
+    aloud: bool = False
 
 
 class PeersDiffer(TrainingError):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 _SIZES = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_LISTS = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")
+_HOSTS = "MLX_HOSTFILE"
+_LISTS = (_HOSTS, "MLX_IBV_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,11 @@ def launched(environ: Mapping[str, str] | None = None) -> Launched:
             size = size or len(json.loads(Path(environ[name]).read_text()))
     rank = next((int(environ[name]) for name in _RANKS if environ.get(name, "").isdigit()), 0)
     return Launched(rank, size) if size > 1 else ONLY
+
+
+def address(rank: int, environ: Mapping[str, str] | None = None) -> str:
+    """Where a process of a ring listens, ``host:port``; "an unknown address" if nothing says."""
+    environ = os.environ if environ is None else environ
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads(Path(environ[_HOSTS]).read_text())[rank][0])
+    return "an unknown address"

@@ -188,15 +188,19 @@ class Run:
 
     def _close_after(self, error: BaseException) -> None:
         """Closes the run that ``error`` ended, which the caller goes on raising."""
+        # What rich raises where it cannot print.
+        unread = isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
         if isinstance(error, KeyboardInterrupt | Interrupted):
             status, sentence = "interrupted", str(error) or "interrupted"
         elif isinstance(error, Pruned):
             status, sentence = "pruned", str(error)
         elif isinstance(error, MondrianError):
             status, sentence = "failed", str(error)
+        elif unread:
+            status, sentence = "failed", _UNREAD
         else:
             status, sentence = "failed", f"{type(error).__name__}: {error}"
-        if not isinstance(error, MondrianError | KeyboardInterrupt):
+        if not unread and not isinstance(error, MondrianError | KeyboardInterrupt):
             self._state["traceback"] = "traceback.txt"
             text = "".join(traceback.format_exception(error))
             try:
@@ -224,6 +228,11 @@ class Run:
     def _write(self) -> None:
         atomic_write_json(self.folder / "run.json", self._state)
 
+
+_UNREAD = (
+    "what read this program's output has ended, mlx.launch or a pager for one, and so did the run; "
+    "start it again"
+)
 
 _OWN_KEYS = (
     "status",
@@ -306,4 +315,6 @@ def _sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Ignored, another process was lost and the launcher is not to cut short what follows.
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)

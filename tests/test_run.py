@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -70,6 +71,29 @@ def test_a_run_that_does_not(
     assert (tmp_path / "traceback.txt").exists() != foreseen
     if not foreseen:
         assert "ValueError: odd" in (tmp_path / "traceback.txt").read_text()
+
+
+def test_a_run_whose_reader_ends_says_so(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mlx.launch was stopped, and run.json said "SystemExit: 1"."""
+    with Path(os.devnull).open("w") as elsewhere:
+
+        class Unread(io.StringIO):
+            def write(self, text: str) -> int:
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+            def fileno(self) -> int:
+                return elsewhere.fileno()
+
+        monkeypatch.setattr("sys.stdout", Unread())
+        with pytest.raises(SystemExit), Run.open(config, tmp_path / "run") as run:
+            run.console.print("update 1/4")
+        monkeypatch.undo()
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["status"] == "failed"
+    assert facts["error"].startswith("what read this program's output has ended, mlx.launch or a")
+    assert not (tmp_path / "run" / "traceback.txt").exists()
 
 
 def test_the_tracker_is_closed_however_the_run_ends(tmp_path: Path, config: Config) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PeerLost
 from ..launched import Launched, launched
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ def join(config: Config, run: Run) -> World:
         markup=False,
     )
     return world
+
+
+def going_on(error: PeerLost, world: World, command: str) -> PeerLost:
+    """The error with what to do next; ``command`` names folders, which only the first one has."""
+    told = PeerLost(
+        f"{error}; go on with: {command}"
+        if world.first
+        else f"{error}; if it was process 0, go on from its checkpoints with task.output_dir=(its "
+        "adapter folder) and trainer.resume=auto"
+    )
+    told.aloud = error.aloud
+    return told
 
 
 def after_the_first(world: World, work: Callable[[], T]) -> T:

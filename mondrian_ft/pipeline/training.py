@@ -308,7 +308,7 @@ def _train(
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {resume_command(config, run, folder)}") from None
     except PeerLost as error:
-        raise PeerLost(f"{error}; go on with: {resume_command(config, run, folder)}") from error
+        raise together.going_on(error, world, resume_command(config, run, folder)) from error
     except (MemoryError, RuntimeError) as error:
         spent = checking.out_of_memory(error, config, base, examples, trainer.state.step)
         if spent is None:

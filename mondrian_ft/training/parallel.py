@@ -14,9 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import signal
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ import numpy as np
 
 from ..data.batches import Batch, Example, collate
 from ..errors import PeerLost, PeersDiffer
-from ..launched import ONLY, Launched
+from ..launched import ONLY, Launched, address
 from ..model.backend import mx
 
 if TYPE_CHECKING:
@@ -64,11 +67,10 @@ class World:
         self._group = group
         self._wish = self._agreed = False
         if self.size > 1 and group is None:
-            with self._waiting():
-                self._group = mx.distributed.init(strict=True)
+            self._group = self._joined()
             found = self._group.rank(), self._group.size()
             if found != (self.rank, self.size):
-                raise PeerLost(
+                raise _aloud(
                     f"MLX says that this is process {found[0]} of {found[1]}, its launcher that it "
                     f"is {self.rank} of {self.size}; start all of them with one mlx.launch"
                 )
@@ -183,9 +185,11 @@ class World:
         if other is None:
             return
         here, there = (json.loads(self.sent(json.dumps(mine).encode(), by=n)) for n in (0, other))
+        # Keys first, which a person can change; then what can only be told by a hash.
+        names = sorted({*here, *there}, key=lambda name: ("." not in name, name))
         told = [
-            f"{name} is {there.get(name)!r} there and {here.get(name)!r} in process 0"
-            for name in sorted({*here, *there})
+            f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} in process 0"
+            for name in names
             if here.get(name) != there.get(name)
         ]
         raise PeersDiffer(
@@ -197,6 +201,40 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             self._gathered(b"\1")
+
+    def _joined(self) -> Any:
+        """MLX's group of the processes.
+
+        Raises:
+            PeerLost: they cannot be reached; each says so of itself, as it may be the only one.
+        """
+        began = time.monotonic()
+        over: list[int] = []
+        try:
+            with _alarm(self.timeout, over):
+                return mx.distributed.init(strict=True)
+        except RuntimeError as error:
+            _finish()
+            told = str(error)
+            if over:
+                raise _aloud(self._silence()) from error
+            if "Couldn't bind" in told:
+                raise _aloud(
+                    f"cannot listen for the others at {address(self.rank)} ({_reason(told)}); if "
+                    "the port is another program's, give mlx.launch another --starting-port"
+                ) from error
+            if "Couldn't connect" in told:
+                other = (self.rank + 1) % self.size
+                seconds = time.monotonic() - began
+                raise _aloud(
+                    f"cannot reach process {other} of {self.size} at {address(other)}, tried for "
+                    f"{seconds:.0f} s ({_reason(told)}): it was not started, has ended, or a "
+                    "firewall is between them; start all of them at once, with one mlx.launch"
+                ) from error
+            raise _aloud(
+                f"cannot join the other processes of this run ({told}); start all {self.size} at "
+                "once, with one mlx.launch"
+            ) from error
 
     def _gathered(self, data: bytes) -> list[bytes]:
         """As many bytes of every process, in the order of their ranks."""
@@ -224,23 +262,30 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise PeerLost(
+            _finish()
+            lost = PeerLost(
                 f"another process of this run has failed or can no longer be reached ({error}), "
                 f"{self._when()}; its own message, if it left one, says why"
-            ) from error
+            )
+            # One of the others is enough to speak for a first one that is gone.
+            lost.aloud = self.rank == self.size - 1
+            raise lost from error
         finally:
             watch.cancel()
 
     def _when(self) -> str:
         return f"after update {self.step}" if self.step else "before the first update"
 
-    def _give_up(self) -> None:
-        """End this process: the thread that waits cannot be reached."""
-        sentence = (
+    def _silence(self) -> str:
+        return (
             f"the other processes of this run have not answered for {self.timeout:g} s, "
             f"{self._when()}: one hangs, or its machine is asleep or cut off; if one may take so "
             "long, raise trainer.peer_timeout"
         )
+
+    def _give_up(self) -> None:
+        """End this process: the thread that waits cannot be reached."""
+        sentence = self._silence()
         try:
             if self.lost is not None:
                 self.lost(sentence)
@@ -248,6 +293,54 @@ class World:
                 print(f"process {self.rank}: error: {sentence}", file=sys.stderr, flush=True)
         finally:
             os._exit(1)
+
+
+def _short(value: Any) -> str:
+    """A value as a sentence shows it: of a hash its first 12 digits."""
+    is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return f"{value[:12]}…" if is_hash else repr(value)
+
+
+@contextmanager
+def _alarm(seconds: float, over: list[int]) -> Iterator[None]:
+    """Interrupt a call of the system that waits longer, and note that in ``over``.
+
+    MLX joins the processes without releasing Python's lock, so that no thread could watch it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: over.append(signum))
+    # Again every second: the first may come between two calls that wait.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _aloud(sentence: str) -> PeerLost:
+    error = PeerLost(sentence)
+    error.aloud = True
+    return error
+
+
+def _reason(told: str) -> str:
+    """What MLX says of a failed call of the system, with the error's name for its number."""
+    found = re.search(r"error: (\d+)", told)
+    return os.strerror(int(found[1])) if found else told
+
+
+def _finish() -> None:
+    """Make sure that what follows the loss of another process is written and said in full.
+
+    The launcher stops the rest of them about a second after one is gone, and MLX's threads say of
+    each connection that it is lost, which would stand in the middle of a sentence.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(0.2)
 
 
 ALONE = World()

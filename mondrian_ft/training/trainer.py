@@ -401,4 +401,6 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         for one, handler in before.items():
-            signal.signal(one, handler)
+            # Ignored, another process was lost and the launcher is not to cut short what follows.
+            if signal.getsignal(one) is note:
+                signal.signal(one, handler)

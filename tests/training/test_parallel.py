@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,13 @@ import numpy as np
 import pytest
 
 from mondrian_ft.data.batches import collate
-from mondrian_ft.launched import ONLY, Launched, launched
+from mondrian_ft.errors import PeerLost
+from mondrian_ft.launched import ONLY, Launched, address, launched
 from mondrian_ft.model import lora
+from mondrian_ft.model.backend import mx
+from mondrian_ft.run import _sigterm_interrupts  # pyright: ignore[reportPrivateUsage]
 from mondrian_ft.training.parallel import World
+from mondrian_ft.training.trainer import _stop_requested  # pyright: ignore[reportPrivateUsage]
 
 from . import together
 
@@ -117,6 +125,79 @@ def test_one_that_stays_silent_is_not_waited_for_without_end(tmp_path) -> None:
     assert "raise trainer.peer_timeout" in err
 
 
+def alone(folder: Path, rank: int, *ports: int, **options: Any) -> str:
+    """What a process says whose launcher started no other; it ends as one that failed."""
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    done = subprocess.run(
+        [sys.executable, WORKER, "alone", folder, json.dumps(options)],
+        env={**os.environ, "PYTHONPATH": PATH, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done
+    return done.stdout
+
+
+def test_a_port_in_use_is_named(tmp_path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        told = alone(tmp_path, 0, port, port + 1)
+    assert (
+        f"PeerLost: cannot listen for the others at 127.0.0.1:{port} (Address already in use); if "
+        "the port is another program's, give mlx.launch another --starting-port"
+    ) in told
+
+
+def test_a_first_one_whose_others_never_come_gives_up(tmp_path) -> None:
+    """It waited without end: MLX holds Python's lock meanwhile, and the watch was a thread."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = alone(tmp_path, 0, port, port + 1, timeout=1.0)
+    assert "PeerLost: the other processes of this run have not answered for 1 s, before the" in told
+    assert "raise trainer.peer_timeout" in told
+
+
+@pytest.mark.full
+def test_one_that_was_started_alone_says_whom_it_misses(tmp_path) -> None:
+    """MLX tries for half a minute."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        told = alone(tmp_path, 1, port, port + 1)
+    assert f"PeerLost: cannot reach process 0 of 2 at 127.0.0.1:{port}, tried for " in told
+    assert "(Connection refused): it was not started, has ended, or a firewall" in told
+
+
+@pytest.fixture
+def heeding() -> Iterator[None]:
+    """Puts back what SIGTERM did."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("rank", "aloud"), [(0, False), (1, False), (3, True)])
+@pytest.mark.usefixtures("heeding")
+def test_a_loss_is_told_in_full_and_by_the_last_too(monkeypatch, rank, aloud) -> None:
+    """The launcher stops the rest a second after one is gone: a run was closed half, and silent."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("[ring] connection to a peer was lost")
+
+    monkeypatch.setattr(mx.distributed, "all_gather", lost)
+    world = World(Launched(rank, 4), group=object())
+    with pytest.raises(PeerLost) as told, _sigterm_interrupts(), _stop_requested():
+        world.meet()
+    assert told.value.aloud is aloud
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_shares_are_the_whole_update(lab, base, count) -> None:
     """Every row once, in micro-batches no larger than one process's, or none for some."""
@@ -144,3 +225,11 @@ def test_who_one_is_stands_in_the_launchers_environment(tmp_path) -> None:
     assert launched({"MLX_RANK": "0", "MLX_HOSTFILE": str(hosts)}) == ONLY
     assert launched({}) == ONLY
     assert ONLY.first
+
+
+def test_where_a_process_listens_stands_there_too(tmp_path) -> None:
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([["127.0.0.1:1"], ["127.0.0.1:2"]]))
+    assert address(1, {"MLX_HOSTFILE": str(hosts)}) == "127.0.0.1:2"
+    assert address(2, {"MLX_HOSTFILE": str(hosts)}) == "an unknown address"
+    assert address(0, {}) == "an unknown address"
