@@ -135,6 +135,7 @@ def test_a_search_is_killed_shared_and_right(tmp_path: Path) -> None:
         *space,
         "hydra/sweeper=optuna",
         f"hydra.sweep.dir={study}",
+        "hydra.sweeper.pruner=median",
         "hydra.sweeper.n_trials=24",
         "hydra.sweeper.n_startup_trials=2",
         "hydra.sweeper.candidates=0",
