@@ -91,8 +91,9 @@ class SearchSettings:
     go on, and finished before ``median`` gives up any, 0 or more."""
     n_warmup_steps: int = 0
     """Evaluations before ``promote`` or ``median`` gives up a trial, 0 or more."""
-    keep_fraction: float = 0.25
-    """``promote`` lets this part of all trials go on at every evaluation, above 0 and below 1."""
+    keep_fraction: float | None = None
+    """``promote`` lets this part of all trials go on at every evaluation, above 0 and below 1; null
+    is a quarter of 32 trials or more, and of fewer 8, at the most half of them."""
     reduction_factor: int = 3
     """``asha`` lets one trial in so many go on at its 1st, 3rd, 9th, … evaluation, 2 or more."""
     candidates: int = 3
@@ -103,6 +104,13 @@ class SearchSettings:
     """Seeds after the trial's own, or as many folds of the data."""
     confidence: float = 0.9
     """Of the bound they are chosen by, one-sided, above 0.5 and below 1."""
+
+    @property
+    def fraction(self) -> float:
+        """What ``keep_fraction`` comes to."""
+        if self.keep_fraction is not None:
+            return self.keep_fraction
+        return max(0.25, min(0.5, 8 / self.n_trials))
 
     def check(self) -> None:
         """Refuse what is out of range.
@@ -126,7 +134,7 @@ class SearchSettings:
                 raise ConfigError(
                     f"hydra.sweeper.{name} is {value}, but it must be {lowest} or more."
                 )
-        if not 0 < self.keep_fraction < 1:
+        if self.keep_fraction is not None and not 0 < self.keep_fraction < 1:
             raise ConfigError(
                 f"hydra.sweeper.keep_fraction is {self.keep_fraction}, but it must be above 0 and "
                 "below 1; pruner=none gives up no trial."

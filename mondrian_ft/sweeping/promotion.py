@@ -82,7 +82,7 @@ def place(frozen: Any, trials: Sequence[Any], settings: SearchSettings, begun: i
         rank=1 + sum(_best(one, evaluation) < best for one in reached),
         reached=len(reached) + 1,
         trials=count,
-        quota=max(1, int(settings.keep_fraction * count)),
+        quota=max(1, int(settings.fraction * count)),
         early=count < settings.n_startup_trials and begun < settings.n_trials,
     )
 

@@ -155,6 +155,14 @@ def test_one_that_went_on_and_was_left_is_not_lost() -> None:
     assert replay.study.count() == 4
 
 
+def test_of_few_trials_more_go_on() -> None:
+    """Promise: a quarter of five trials would be one, chosen by its first figure; half of them go
+    on, of twenty eight, and of two hundred a quarter."""
+    found = {n: SearchSettings(n_trials=n).fraction for n in (5, 20, 32, 200)}
+    assert found == {5: 0.5, 20: 0.4, 32: 0.25, 200: 0.25}
+    assert SearchSettings(n_trials=20, keep_fraction=0.1).fraction == 0.1
+
+
 def test_a_fraction_that_is_none_is_refused() -> None:
     """Promise: the key is checked, and the message says what gives up nothing."""
     with pytest.raises(ConfigError, match=r"keep_fraction is 1\.0, .* pruner=none"):
