@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,7 +138,7 @@ def search(repeats: int) -> dict[str, Any]:
         "cases": {},
     }
     for sampler in ("tpe", "random"):
-        for pruner in ("asha", "median"):
+        for pruner in ("promote", "asha", "median"):
             each = [
                 _searched(stored, sampler, pruner, seed, draw)
                 for seed in seeds
@@ -182,7 +183,9 @@ def _searched(
     from mondrian_ft.sweeping.space import Dimension
     from mondrian_ft.sweeping.study import Reporter, Study
 
-    settings = SearchSettings(sampler=Sampler[sampler], pruner=Pruner[pruner], seed=draw)
+    settings = SearchSettings(
+        n_trials=200, sampler=Sampler[sampler], pruner=Pruner[pruner], seed=draw
+    )
     storage = InMemoryStorage()
     study = Study(storage, "s", settings)
     study.sample_as(0)
@@ -194,26 +197,25 @@ def _searched(
     }
     ended: dict[str, Any] = {}
     spent, trained = 0, 0
-    told = {
-        "pruner": pruner,
-        "n_startup_trials": settings.n_startup_trials,
-        "n_warmup_steps": settings.n_warmup_steps,
-        "reduction_factor": settings.reduction_factor,
-    }
-    for _ in range(200):
+    told = asdict(settings) | {"pruner": pruner}
+    while study.promote() or study.count() < settings.n_trials:
         trial = study.ask(space)
         name = curves.name(trial.params, seed)
-        if (same := ended.get(name)) is not None:
-            frozen = next(one for one in study.trials() if one.number == same)
-            study.tell(trial, frozen.value, frozen.state.name)
-            continue
-        trained += 1
+        begun = len(study.trial(trial.number).intermediate_values)
+        if not begun:
+            if (same := ended.get(name)) is not None:
+                frozen = study.trial(same)
+                study.tell(trial, frozen.value, frozen.state.name)
+                continue
+            trained += 1
         ended[name] = trial.number
         report = Reporter(storage, "s", trial.number, told, "val_loss", larger=False)
         try:
             for evaluation, value in enumerate(stored["curves"][name], 1):
-                spent += every
-                report(value, evaluation * every, evaluation)
+                if evaluation > begun:
+                    spent += every
+                if evaluation >= begun:
+                    report(value, evaluation * every, evaluation)
             study.tell(trial, final[name], "COMPLETE")
         except Pruned:
             study.tell(trial, None, "PRUNED")

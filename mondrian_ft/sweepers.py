@@ -29,8 +29,14 @@ class Sampler(StrEnum):
 
 
 class Pruner(StrEnum):
-    """Which trials are given up: behind the median, by successive halving (ASHA), or none."""
+    """Which trials are given up.
 
+    ``promote``: those outside the best ``keep_fraction``; they wait, and go on once they are among
+    them. ``median``: those behind the median of the finished ones. ``asha``: those outside the best
+    of every rung, for good. ``none``.
+    """
+
+    promote = "promote"
     median = "median"
     asha = "asha"
     none = "none"
@@ -76,15 +82,18 @@ class SearchSettings:
     """Its name there; null is the sweep folder's."""
     sampler: Sampler = Sampler.tpe
     """How the next point is chosen."""
-    pruner: Pruner = Pruner.median
+    pruner: Pruner = Pruner.promote
     """Which trials are given up."""
     seed: int = 0
     """Seed of the sampler, 0 or more; each further process adds its number."""
     n_startup_trials: int = 5
-    """Trials chosen at random before the sampler chooses, and finished before ``median`` gives up
-    any, 0 or more."""
+    """Trials chosen at random before the sampler chooses; also measured before ``promote`` lets any
+    go on, and finished before ``median`` gives up any, 0 or more."""
     n_warmup_steps: int = 0
-    """Evaluations before ``median`` gives up a trial, 0 or more."""
+    """Evaluations before ``promote`` or ``median`` gives up a trial, 0 or more."""
+    keep_fraction: float | None = None
+    """``promote`` lets this part of all trials go on at every evaluation, above 0 and below 1; null
+    is a quarter of 32 trials or more, and of fewer 8, at the most half of them."""
     reduction_factor: int = 3
     """``asha`` lets one trial in so many go on at its 1st, 3rd, 9th, … evaluation, 2 or more."""
     candidates: int = 3
@@ -95,6 +104,13 @@ class SearchSettings:
     """Seeds after the trial's own, or as many folds of the data."""
     confidence: float = 0.9
     """Of the bound they are chosen by, one-sided, above 0.5 and below 1."""
+
+    @property
+    def fraction(self) -> float:
+        """What ``keep_fraction`` comes to."""
+        if self.keep_fraction is not None:
+            return self.keep_fraction
+        return max(0.25, min(0.5, 8 / self.n_trials))
 
     def check(self) -> None:
         """Refuse what is out of range.
@@ -118,6 +134,11 @@ class SearchSettings:
                 raise ConfigError(
                     f"hydra.sweeper.{name} is {value}, but it must be {lowest} or more."
                 )
+        if self.keep_fraction is not None and not 0 < self.keep_fraction < 1:
+            raise ConfigError(
+                f"hydra.sweeper.keep_fraction is {self.keep_fraction}, but it must be above 0 and "
+                "below 1; pruner=none gives up no trial."
+            )
         if not 0.5 < self.confidence < 1:
             raise ConfigError(
                 f"hydra.sweeper.confidence is {self.confidence}, but it must be above 0.5 and "

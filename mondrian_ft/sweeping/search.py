@@ -22,7 +22,7 @@ from ..report.screen import near
 from ..report.wording import count
 from ..sweepers import RankBy, RepeatOver, SearchSettings
 from ..training import lock
-from . import book, clean, grid, screen
+from . import book, clean, grid, promotion, screen
 from .bound import Repeated, choose, judge
 from .jobs import Job, Outcome, differing, larger_is_better, outcome, read_facts
 from .kept import Standing
@@ -114,7 +114,7 @@ class Search:
             waiting: list[tuple[str, Sequence[str]]] = []
             for trial, job in batch:
                 folder = self.folder / str(trial.number)
-                words = [*job.overrides, *grid.again(folder, job, keep=(TRIAL_LOCK,))]
+                words = [*job.overrides, *self._from_checkpoint(trial, job)]
                 atomic_write_json(folder / clean.TRIAL, self._reporting(trial.number))
                 waiting.append((str(trial.number), words))
             self.place.launch(waiting)
@@ -136,7 +136,7 @@ class Search:
                 print(f"error: trial {trial.number}: {job.error}", file=sys.stderr)
                 self.study.tell(trial, None, "FAIL", error=str(job.error))
                 self._let_go(trial.number)
-            elif (same := self._same(trial, job)) is not None:
+            elif promotion.CONTINUES not in trial.user_attrs and (same := self._same(trial, job)):
                 self._repeat_of(trial, same)
                 self._let_go(trial.number)
             else:
@@ -154,14 +154,34 @@ class Search:
                         return self.study.running(frozen)
                     self.study.begin_anew(frozen)
                     print(f"trial {frozen.number} was left by its process, and is begun anew")
-            waiting = self.study.trials("WAITING")
+            waiting = self.study.trials("WAITING") or self.study.promote()
             if not waiting and self.study.count() >= self.settings.n_trials:
                 return None
             trial = self.study.ask(self.space)
+            earlier = trial.user_attrs.get(promotion.CONTINUES)
+            if earlier is not None:
+                print(f"trial {earlier} is among the best now, and goes on as trial {trial.number}")
             trial.set_user_attr("machine", platform.node())
             trial.set_user_attr("folder", str(self._own(trial.number)))
             self._hold(trial.number)
         return trial
+
+    def _from_checkpoint(self, trial: Any, job: Job) -> list[str]:
+        """What has a trial go on from its own checkpoint, or from that of the one it continues.
+
+        Where that is out of reach it starts afresh: training again gives the same bits.
+        """
+        words = grid.again(self._own(trial.number), job, keep=(TRIAL_LOCK,))
+        earlier = trial.user_attrs.get(promotion.CONTINUES)
+        given = any(word.startswith("trainer.resume=") for word in job.overrides)
+        if words or earlier is None or given:
+            return words
+        folder = self._folder_of(self.study.trial(earlier))
+        found = sorted(folder.glob("adapter/checkpoints/step_*")) if folder else []
+        if not found:
+            return words
+        path = str(found[-1]).replace("\\", "\\\\").replace("'", "\\'")
+        return [f"trainer.resume='{path}'"]
 
     def _own(self, number: int) -> Path:
         return (self.folder / str(number)).absolute()
@@ -182,8 +202,8 @@ class Search:
         return frozen.user_attrs["machine"] == platform.node() and "folder" in frozen.user_attrs
 
     def _same(self, trial: Any, job: Job) -> Any | None:
-        """A trial that ended, and was this very job."""
-        for frozen in self.study.trials("COMPLETE", "PRUNED"):
+        """A trial that ended, and was this very job; a finished one rather than one given up."""
+        for frozen in [*self.study.trials("COMPLETE"), *self.study.trials("PRUNED")]:
             if frozen.number != trial.number and frozen.user_attrs.get("identity") == job.identity:
                 return frozen
         return None
@@ -217,7 +237,13 @@ class Search:
         self._let_go(trial.number)
 
     def _reporting(self, number: int) -> dict[str, Any]:
-        kept = ("n_startup_trials", "n_warmup_steps", "reduction_factor")
+        kept = (
+            "n_trials",
+            "n_startup_trials",
+            "n_warmup_steps",
+            "keep_fraction",
+            "reduction_factor",
+        )
         return {
             "storage": self.where if "://" in self.where else str(Path(self.where).absolute()),
             "study": self.name,
@@ -334,6 +360,9 @@ class Search:
         folder = Path(known) if known else self.folder / name
         one = outcome(name, job, folder, self.settings.rank_by)
         reason = frozen.user_attrs.get("reason") or frozen.user_attrs.get("error")
+        for each in self.study.trials():
+            if each.user_attrs.get(promotion.CONTINUES) == frozen.number:
+                reason = f"went on as trial {each.number}"
         status = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}.get(
             frozen.state.name, "waiting"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError, Pruned, SweepError
 from ..sweepers import Pruner, Sampler, SearchSettings
+from . import promotion
 from .space import Space, told
 
 LATER = "a database's URL such as postgresql://…, or a path you may write to"
@@ -147,23 +148,47 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=chosen)
 
     def ask(self, space: Space) -> Any:
-        """The next trial."""
-        return self.study.ask({key: one.distribution for key, one in space.items()})
+        """The next trial; one that goes on from a waiting one has what that one reported."""
+        trial = self.study.ask({key: one.distribution for key, one in space.items()})
+        earlier = trial.user_attrs.get(promotion.CONTINUES)
+        if earlier is not None:
+            for evaluation, value in self.trial(earlier).intermediate_values.items():
+                trial.report(value, evaluation)
+        return trial
+
+    def trial(self, number: int) -> Any:
+        """The trial of that number."""
+        return next(one for one in self.trials() if one.number == number)
+
+    def promote(self) -> bool:
+        """Have a waiting trial that is to go on be the next that is asked for, if there is one."""
+        if self.settings.pruner != Pruner.promote:
+            return False
+        found = promotion.next_to_go_on(self.trials(), self.settings, self.count())
+        if found is None:
+            return False
+        self.study.enqueue_trial(found.params, user_attrs={promotion.CONTINUES: found.number})
+        return True
 
     def running(self, frozen: Any) -> Any:
         """A trial that somebody began, to go on with."""
         return optuna().trial.Trial(self.study, frozen._trial_id)
 
     def count(self) -> int:
-        """Trials that were begun, those aside that were left and are begun anew."""
+        """Trials that were begun; one that was begun anew, or waited and went on, counts once."""
         return sum(
-            one.state.name != "WAITING" and "left" not in one.user_attrs for one in self.trials()
+            one.state.name != "WAITING"
+            and "left" not in one.user_attrs
+            and promotion.CONTINUES not in one.user_attrs
+            for one in self.trials()
         )
 
     def begin_anew(self, frozen: Any) -> None:
         """Fail a trial whose process is gone, and have its point be the next that is asked for."""
         if frozen.params:
-            self.study.enqueue_trial(frozen.params)
+            known = frozen.user_attrs
+            kept = {key: known[key] for key in (promotion.CONTINUES,) if key in known}
+            self.study.enqueue_trial(frozen.params, user_attrs=kept)
         self.tell(self.running(frozen), None, "FAIL", left=True, error="its process is gone")
 
     def tell(self, trial: Any, value: float | None, state: str, **facts: Any) -> None:
@@ -218,8 +243,31 @@ class Reporter:
             # A trial that goes on reports its last evaluation again.
             warnings.simplefilter("ignore", UserWarning)
             self.trial.report(self.sign * value, evaluation)
-        if self.trial.should_prune():
+        if self.study.settings.pruner == Pruner.promote:
+            self._wait(update)
+        elif self.trial.should_prune():
             raise Pruned(self._reason(value, update, evaluation))
+
+    def _wait(self, update: int) -> None:
+        """Have the trial wait unless it is among the best."""
+        settings, trials = self.study.settings, self.study.trials()
+        mine = next(one for one in trials if one.number == self.trial.number)
+        at = promotion.place(mine, trials, settings, self.study.count())
+        if at.goes_on or at.evaluation <= settings.n_warmup_steps:
+            return
+        figure = (
+            f"its best {self.metric} up to there, {self.sign * at.best:.4f} after update {update} "
+            f"(evaluation {at.evaluation})"
+        )
+        if at.early:
+            raise Pruned(
+                f"{figure}, waits for others: {at.trials} of {settings.n_startup_trials} trials "
+                "are measured before any goes on"
+            )
+        raise Pruned(
+            f"{figure}, is the {_ordinal(at.rank)} of {at.reached} there, and of "
+            f"{at.trials} trials the best {at.quota} go on"
+        )
 
     def _reason(self, value: float, update: int, evaluation: int) -> str:
         place = f"after update {update} (evaluation {evaluation})"
@@ -277,7 +325,8 @@ def pruner_of(settings: SearchSettings) -> Any:
         return pruners.SuccessiveHalvingPruner(
             min_resource=1, reduction_factor=settings.reduction_factor
         )
-    if settings.pruner == Pruner.none:
+    if settings.pruner in (Pruner.none, Pruner.promote):
+        # ``promote`` is no pruner of Optuna's: what it gives up may go on.
         return pruners.NopPruner()
     return pruners.MedianPruner(
         # Without one finished trial there is no median.

@@ -27,6 +27,7 @@ SEARCH = (
     "lora.rank=2,4",
     "optimizer.learning_rate=tag(log,interval(1e-6,5e-2))",
     "hydra.sweeper.n_startup_trials=1",
+    "hydra.sweeper.pruner=median",
     # Of this seed the first rate is 7e-3, and those after it are too low to get anywhere.
     "hydra.sweeper.sampler=random",
     "hydra.sweeper.seed=6",
