@@ -160,7 +160,7 @@ def cautions(records: Sequence[Mapping[str, Any]]) -> list[str]:
         said.append("The runs start from different base models.")
     if len(judged) > 2:
         said.append(
-            f"The best of {len(judged)} runs is better than it looks: choosing it used the same "
+            f"The best of {len(judged)} runs looks better than it is: choosing it used the same "
             "photographs that judge it."
         )
     if commits := {r["commit"] for r in records if r["commit"]}:

@@ -121,7 +121,7 @@ def cautions(outcomes: Sequence[Outcome]) -> list[str]:
         said.append("The jobs were run at different commits of the code.")
     if len(done) > 2:
         said.append(
-            f"The best of {len(done)} is better than it looks: its figure is what it was chosen by."
+            f"The best of {len(done)} looks better than it is: its figure is what it was chosen by."
         )
     return said
 
