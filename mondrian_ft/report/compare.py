@@ -106,7 +106,8 @@ def render(name: str, runs: Sequence[GatheredRun], *, left_out: Sequence[str] = 
         sentence=sentence(entries, swept, measure),
         cautions=[plain(s) for s in experiment.cautions([entry.facts for entry in entries])],
         table=table(entries, swept),
-        errors=error_rows(entries),
+        errors=error_rows(entries, swept),
+        photographs=photographs(entries),
         held=drawn(compare_plots.curves, held, "held-out loss, nats a token"),
         train=drawn(compare_plots.curves, train, "training loss, smoothed"),
         parallel=drawn(
@@ -157,18 +158,27 @@ def sentence(entries: Sequence[Entry], swept: Sequence[str], measure: Measure) -
         return "No run has a result yet: none was evaluated, and none has a held-out loss."
     best = known[0]
     said = f"{called(best, swept)} has the lowest {measure.name}: {figure(best, measure)}"
+    verdict = best.facts["verdict"]
+    # The lowest error of all is no reason to serve an adapter that its own evaluation refused.
+    note = (
+        f" Its own verdict against the base is “{verdict.replace('_', ' ')}”; its report says why."
+        if verdict not in (None, "better")
+        else ""
+    )
     if len(known) == 1:
-        return f"{said}. It is the only one with a result."
+        return f"{said}. It is the only one with a result.{note}"
     second = known[1]
     said += f"; next is {called(second, swept)} with {figure(second, measure)}."
     if measure is LOSS:
-        return said
+        return said + note
     ends = [entry.facts["score_mae_tuned_interval"] for entry in (best, second)]
     if None in ends:
-        return said
+        return said + note
     if ends[0][1] >= ends[1][0]:
-        return f"{said} Their intervals overlap, so these figures alone do not tell them apart."
-    return f"{said} Their intervals do not overlap."
+        return (
+            f"{said} Their intervals overlap, so these figures alone do not tell them apart.{note}"
+        )
+    return f"{said} Their intervals do not overlap.{note}"
 
 
 def figure(entry: Entry, measure: Measure) -> str:
@@ -183,6 +193,19 @@ def called(entry: Entry, swept: Sequence[str]) -> str:
     """What sets a run apart, by the keys that differ; else its name."""
     told = [f"{key}={experiment.value(entry.config.get(key))}" for key in swept[:3]]
     return f"Run {entry.number} ({', '.join(told) or entry.name})"
+
+
+def labelled(entry: Entry, swept: Sequence[str]) -> str:
+    """A run beside its bar: what sets it apart, in short.
+
+    Not its name: a sweep's jobs have one that differs in its last character.
+    """
+    short = [key.rpartition(".")[2] for key in swept]
+    told = [
+        f"{key if short.count(last) > 1 else last} {experiment.value(entry.config.get(key))}"
+        for key, last in zip(swept[:3], short, strict=False)
+    ]
+    return ", ".join(told) or entry.name
 
 
 def state(entry: Entry) -> str:
@@ -219,8 +242,8 @@ def table(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]:
                 wording.interval(e.facts["score_mae_tuned_interval"]),
             ),
         ),
-        ("Base’s", lambda e: (wording.points(e.facts["score_mae_base"]), "")),
-        ("Constant guess’s", lambda e: (wording.points(e.facts["score_mae_mean"]), "")),
+        ("Base’s error", lambda e: (wording.points(e.facts["score_mae_base"]), "")),
+        ("Constant guess’s error", lambda e: (wording.points(e.facts["score_mae_mean"]), "")),
         ("Exact format", lambda e: (wording.percent(e.facts["format_strict_tuned"]), "")),
         (
             "Held-out loss",
@@ -249,7 +272,14 @@ def table(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def error_rows(entries: Sequence[Entry]) -> dict[str, Any] | None:
+def photographs(entries: Sequence[Entry]) -> str:
+    """Over how many photographs the errors are, in words; no number where the runs differ."""
+    told = {e.facts["photographs"] for e in entries if e.facts["score_mae_tuned"] is not None}
+    number = told.pop() if len(told) == 1 else None
+    return wording.count(number, "photograph") if number else "photographs"
+
+
+def error_rows(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any] | None:
     """Each run's score error and interval, in percent of the axis; None with fewer than two."""
     known = [entry for entry in entries if entry.facts["score_mae_tuned"] is not None]
     if len(known) < 2:
@@ -271,6 +301,7 @@ def error_rows(entries: Sequence[Entry]) -> dict[str, Any] | None:
         "rows": [
             {
                 "entry": entry,
+                "label": labelled(entry, swept),
                 "at": across(entry.facts["score_mae_tuned"]),
                 "span": (across(end[0]), across(end[1] - end[0])) if end[1] else None,
                 "value": wording.points(entry.facts["score_mae_tuned"]),

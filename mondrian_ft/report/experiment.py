@@ -165,8 +165,9 @@ def cautions(records: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     if commits := {r["commit"] for r in records if r["commit"]}:
         told = ", ".join(sorted(commit[:10] for commit in commits))
+        several = "several commits: " if len(commits) > 1 else "commit "
         dirty = " (with uncommitted changes)" if any(r["dirty"] for r in records) else ""
-        said.append(f"Run at commit {told}{dirty}.")
+        said.append(f"Run at {several}{told}{dirty}.")
     return said
 
 

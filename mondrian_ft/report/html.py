@@ -239,7 +239,7 @@ def training(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
         values = [value for _, value in plots.series(log, "step", key)]
         if values:
             value = pick(values)
-            text = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
             found.append((name, text + unit))
     return found
 

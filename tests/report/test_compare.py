@@ -69,6 +69,35 @@ def test_the_best_run_is_told_and_whether_the_next_can_be_told_from_it() -> None
     assert "these figures alone do not tell them apart" in text(compare.render("ranks", close))
 
 
+def test_the_best_run_is_not_praised_against_its_own_verdict() -> None:
+    """A run of the lowest score error had lost the exact format, and its evaluation said so; the
+    page named it the best and no more."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    assert "Its own verdict" not in text(compare.render("ranks", runs))
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["verdict"] = "no_worse"
+    shown = text(compare.render("ranks", runs))
+    assert "Its own verdict against the base is “no worse”; its report says why." in shown
+
+
+def test_a_bar_is_labelled_by_what_sets_its_run_apart() -> None:
+    """A sweep's runs have names that differ in the last character, which was cut off."""
+    runs = [gathered("2026-11-29/0", 0.9, rank=4), gathered("2026-11-29/1", 0.5, rank=8)]
+    labels = re.findall(r"<b><span>(\d)</span><small>([^<]*)</small>", compare.render("r", runs))
+    assert labels == [("1", "rank 8"), ("2", "rank 4")]
+    entry = compare.ranked(runs, compare.ERROR)[0]
+    assert compare.labelled(entry, []) == "2026-11-29/1"
+    assert compare.labelled(entry, ["lora.rank", "other.rank"]) == "lora.rank 8, other.rank null"
+
+
+def test_over_how_many_photographs_is_told_where_it_is_one_number() -> None:
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    assert "with a 95 % interval over 9 photographs;" in text(compare.render("ranks", runs))
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["n_photographs"] = 8
+    assert "with a 95 % interval over photographs;" in text(compare.render("ranks", runs))
+
+
 def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
     page = compare.render("ranks", SWEEP)
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
@@ -77,7 +106,7 @@ def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
         "lora.rank",
         "lora.alpha",
         "Score error",
-        "Base’s",
+        "Base’s error",
         "Exact format",
         "Verdict",
         "Took",
