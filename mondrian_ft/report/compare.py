@@ -60,6 +60,8 @@ class Measure:
     unit: str
 
 
+YARDSTICKS = {"score_mae_base": "the base model’s", "score_mae_mean": "a constant guess’s"}
+"""Errors that a run's own stands beside; a sentence where they are the same in all runs."""
 ERROR = Measure("score_mae_tuned", "score error", "points of 10")
 LOSS = Measure("val_loss", "held-out loss", "nats a token")
 
@@ -108,6 +110,7 @@ def render(name: str, runs: Sequence[GatheredRun], *, left_out: Sequence[str] = 
         table=table(entries, swept),
         errors=error_rows(entries, swept),
         photographs=photographs(entries),
+        yardsticks=yardsticks(entries),
         held=drawn(compare_plots.curves, held, "held-out loss, nats a token"),
         train=drawn(compare_plots.curves, train, "training loss, smoothed"),
         parallel=drawn(
@@ -161,7 +164,8 @@ def sentence(entries: Sequence[Entry], swept: Sequence[str], measure: Measure) -
     verdict = best.facts["verdict"]
     # The lowest error of all is no reason to serve an adapter that its own evaluation refused.
     note = (
-        f" Its own verdict against the base is “{verdict.replace('_', ' ')}”; its report says why."
+        f" Run {best.number}’s own verdict against the base is “{verdict.replace('_', ' ')}”; its "
+        "report says why."
         if verdict not in (None, "better")
         else ""
     )
@@ -186,7 +190,7 @@ def figure(entry: Entry, measure: Measure) -> str:
     if measure is LOSS or entry.result is None:
         return "–" if entry.result is None else f"{entry.result:.3f}"
     ends = wording.interval(entry.facts["score_mae_tuned_interval"])
-    return wording.points(entry.result) + (f" (95 % {ends})" if ends else "")
+    return wording.points(entry.result) + (f" (95{wording.GLUE}% {ends})" if ends else "")
 
 
 def called(entry: Entry, swept: Sequence[str]) -> str:
@@ -242,8 +246,14 @@ def table(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]:
                 wording.interval(e.facts["score_mae_tuned_interval"]),
             ),
         ),
-        ("Base’s error", lambda e: (wording.points(e.facts["score_mae_base"]), "")),
-        ("Constant guess’s error", lambda e: (wording.points(e.facts["score_mae_mean"]), "")),
+        *(
+            (
+                f"{name.partition(' ')[2].capitalize()} error",
+                lambda e, key=key: (wording.points(e.facts[key]), ""),
+            )
+            for key, name in YARDSTICKS.items()
+            if shared(entries, key) is None
+        ),
         ("Exact format", lambda e: (wording.percent(e.facts["format_strict_tuned"]), "")),
         (
             "Held-out loss",
@@ -279,6 +289,22 @@ def photographs(entries: Sequence[Entry]) -> str:
     return wording.count(number, "photograph") if number else "photographs"
 
 
+def shared(entries: Sequence[Entry], key: str) -> float | None:
+    """A figure that is the same in all runs that were evaluated; None where it is not."""
+    told = {e.facts[key] for e in entries if e.facts[ERROR.key] is not None}
+    return told.pop() if len(told) == 1 else None
+
+
+def yardsticks(entries: Sequence[Entry]) -> str:
+    """The errors of `YARDSTICKS` that are the same in all runs, as a sentence; empty without."""
+    told = [
+        f"{name} is {wording.points(value)}"
+        for key, name in YARDSTICKS.items()
+        if (value := shared(entries, key)) is not None
+    ]
+    return f"On the same photographs {wording.listing(told)}." if told else ""
+
+
 def error_rows(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any] | None:
     """Each run's score error and interval, in percent of the axis; None with fewer than two."""
     known = [entry for entry in entries if entry.facts["score_mae_tuned"] is not None]
@@ -286,8 +312,7 @@ def error_rows(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]
         return None
     ends = [entry.facts["score_mae_tuned_interval"] or (0, 0) for entry in known]
     # Where every run has the same base and the same rows, its error is one line through all.
-    bases = {entry.facts["score_mae_base"] for entry in known}
-    base = bases.pop() if len(bases) == 1 else None
+    base = shared(entries, "score_mae_base")
     top = max([entry.facts["score_mae_tuned"] for entry in known] + [end[1] for end in ends])
     marks = plots.ticks(0, 1.02 * max(top, base or 0.0), about=5)
     high = marks[-1] or 1.0

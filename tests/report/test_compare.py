@@ -73,11 +73,11 @@ def test_the_best_run_is_not_praised_against_its_own_verdict() -> None:
     """A run of the lowest score error had lost the exact format, and its evaluation said so; the
     page named it the best and no more."""
     runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
-    assert "Its own verdict" not in text(compare.render("ranks", runs))
+    assert "own verdict" not in text(compare.render("ranks", runs))
     evidence: Any = runs[1].comparison
     evidence["evidence"]["verdict"] = "no_worse"
     shown = text(compare.render("ranks", runs))
-    assert "Its own verdict against the base is “no worse”; its report says why." in shown
+    assert "Run 1’s own verdict against the base is “no worse”; its report says why." in shown
 
 
 def test_a_bar_is_labelled_by_what_sets_its_run_apart() -> None:
@@ -106,11 +106,22 @@ def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
         "lora.rank",
         "lora.alpha",
         "Score error",
-        "Base’s error",
         "Exact format",
         "Verdict",
         "Took",
     ]
+
+
+def test_an_error_that_all_runs_share_is_a_sentence_and_else_a_column() -> None:
+    """The base's error stood in every row; with two keys the table was wider than the page."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    shown = text(compare.render("ranks", runs))
+    assert "On the same photographs the base model’s is 2.00." in shown
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["arms"]["base"]["score_mae"] = 1.5
+    page = compare.render("ranks", runs)
+    assert "On the same photographs" not in page
+    assert re.findall(r'data-head="Base model’s error">([^<]*)<', page) == ["1.50", "2.00"]
 
 
 def test_runs_without_a_result_say_why() -> None:
