@@ -57,7 +57,7 @@ def record(run: GatheredRun) -> dict[str, Any]:
     provenance = facts.get("provenance", {})
     return {
         "run": run.name,
-        "command": shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]]),
+        "command": typed(provenance),
         "task": facts.get("task"),
         "status": facts.get("status"),
         "error": facts.get("error"),
@@ -81,6 +81,11 @@ def record(run: GatheredRun) -> dict[str, Any]:
         "val_loss": facts.get("training", {}).get("val_loss"),
         "seconds": facts.get("seconds"),
     }
+
+
+def typed(provenance: Mapping[str, Any]) -> str:
+    """The command of a run as one types it: without the path that its program had there."""
+    return shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]])
 
 
 def rank(facts: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
