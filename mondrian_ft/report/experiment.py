@@ -16,7 +16,7 @@ from . import wording
 
 BEGIN = "<!-- results: written by task=report, replaced when it runs again -->"
 END = "<!-- end of results -->"
-ASIDE = ("registry", "task", "tracking", "experiment_name")
+ASIDE = ("registry", "serve", "task", "tracking", "experiment_name")
 """Groups of the config that change no number of a run."""
 
 
@@ -32,13 +32,17 @@ class GatheredRun:
     @property
     def config(self) -> dict[str, Any]:
         """Every key that may change a number, dotted; paths, which change none, are left out."""
+        from ..config import aside_keys
+
+        aside = aside_keys()
         flat: dict[str, Any] = {}
         for group, keys in self.facts.get("config", {}).items():
             if group in ASIDE or not isinstance(keys, Mapping):
                 continue
             for key, held in keys.items():
-                if not (isinstance(held, str) and "/" in held):
-                    flat[f"{group}.{key}"] = held
+                dotted = f"{group}.{key}"
+                if dotted not in aside and not (isinstance(held, str) and "/" in held):
+                    flat[dotted] = held
         return flat
 
 
@@ -115,7 +119,7 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
             "held-out loss": wording.NONE
             if facts["val_loss"] is None
             else f"{facts['val_loss']:.3f}",
-            "verdict": (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
+            "verdict": _verdict(facts),
             "adapter": " ".join(
                 [(facts["adapter"] or wording.NONE)[:12], *filter(None, [facts["version"]])]
             ),
@@ -141,6 +145,13 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
     if page is not None:
         lines.append(f"\nCurves, intervals and settings side by side: [{page}]({page}).")
     return "\n".join([*lines, "", END])
+
+
+def _verdict(facts: Mapping[str, Any]) -> str:
+    """The evaluation's, or what kept a run from one; a training that ended well has none."""
+    if facts["verdict"] is None and facts["status"] == "done":
+        return wording.NONE
+    return (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " ")
 
 
 def _with_interval(facts: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from mondrian_ft.report import compare
 from mondrian_ft.report.compare_plots import Axis, Curve, curves, parallel, thinned
-from mondrian_ft.report.experiment import GatheredRun, record
+from mondrian_ft.report.experiment import GatheredRun, differing, record
 
 
 def gathered(
@@ -110,6 +110,16 @@ def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
         "Verdict",
         "Took",
     ]
+
+
+def test_that_a_job_was_resumed_is_no_difference() -> None:
+    """In a sweep that was killed and started again trainer.resume stood as a column, and was
+    weighed as if it had a part in the loss."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    for run, resume in zip(runs, ("never", "auto"), strict=True):
+        facts: Any = run.facts
+        facts["config"] |= {"trainer": {"resume": resume, "seed": 0}, "serve": {"token": resume}}
+    assert differing(runs) == ["lora.rank"]
 
 
 def test_an_error_that_all_runs_share_is_a_sentence_and_else_a_column() -> None:
