@@ -11,6 +11,7 @@ from ..data.rows import load_json
 from ..errors import DataError
 from ..files import atomic_write_json
 from ..report import compare, experiment, plots, screen, wording
+from ..sweeping import book
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -102,13 +103,16 @@ def _named(given: str, left_out: list[str]) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     """The run folders in ``folder``, which may be one itself, at any depth but not in one another.
 
-    Numbered folders, as a sweep's jobs are, come in the order of their numbers.
+    Numbered folders, as a sweep's jobs are, come in the order of their numbers. What a sweep put
+    aside, since the job was run again, is no run of its own.
     """
     if (folder / "run.json").is_file():
         yield folder
     elif folder.is_dir() and not folder.is_symlink():
+        swept = (folder / book.NAME).is_file()
         for path in sorted(folder.iterdir(), key=_order):
-            yield from _below(path)
+            if not (swept and path.name == book.ASIDE):
+                yield from _below(path)
 
 
 def _order(path: Path) -> tuple[bool, int, str]:

@@ -60,6 +60,8 @@ class Measure:
     unit: str
 
 
+YARDSTICKS = {"score_mae_base": "the base model’s", "score_mae_mean": "a constant guess’s"}
+"""Errors that a run's own stands beside; a sentence where they are the same in all runs."""
 ERROR = Measure("score_mae_tuned", "score error", "points of 10")
 LOSS = Measure("val_loss", "held-out loss", "nats a token")
 
@@ -106,7 +108,9 @@ def render(name: str, runs: Sequence[GatheredRun], *, left_out: Sequence[str] = 
         sentence=sentence(entries, swept, measure),
         cautions=[plain(s) for s in experiment.cautions([entry.facts for entry in entries])],
         table=table(entries, swept),
-        errors=error_rows(entries),
+        errors=error_rows(entries, swept),
+        photographs=photographs(entries),
+        yardsticks=yardsticks(entries),
         held=drawn(compare_plots.curves, held, "held-out loss, nats a token"),
         train=drawn(compare_plots.curves, train, "training loss, smoothed"),
         parallel=drawn(
@@ -157,18 +161,28 @@ def sentence(entries: Sequence[Entry], swept: Sequence[str], measure: Measure) -
         return "No run has a result yet: none was evaluated, and none has a held-out loss."
     best = known[0]
     said = f"{called(best, swept)} has the lowest {measure.name}: {figure(best, measure)}"
+    verdict = best.facts["verdict"]
+    # The lowest error of all is no reason to serve an adapter that its own evaluation refused.
+    note = (
+        f" Run {best.number}’s own verdict against the base is “{verdict.replace('_', ' ')}”; its "
+        "report says why."
+        if verdict not in (None, "better")
+        else ""
+    )
     if len(known) == 1:
-        return f"{said}. It is the only one with a result."
+        return f"{said}. It is the only one with a result.{note}"
     second = known[1]
     said += f"; next is {called(second, swept)} with {figure(second, measure)}."
     if measure is LOSS:
-        return said
+        return said + note
     ends = [entry.facts["score_mae_tuned_interval"] for entry in (best, second)]
     if None in ends:
-        return said
+        return said + note
     if ends[0][1] >= ends[1][0]:
-        return f"{said} Their intervals overlap, so these figures alone do not tell them apart."
-    return f"{said} Their intervals do not overlap."
+        return (
+            f"{said} Their intervals overlap, so these figures alone do not tell them apart.{note}"
+        )
+    return f"{said} Their intervals do not overlap.{note}"
 
 
 def figure(entry: Entry, measure: Measure) -> str:
@@ -176,13 +190,26 @@ def figure(entry: Entry, measure: Measure) -> str:
     if measure is LOSS or entry.result is None:
         return "–" if entry.result is None else f"{entry.result:.3f}"
     ends = wording.interval(entry.facts["score_mae_tuned_interval"])
-    return wording.points(entry.result) + (f" (95 % {ends})" if ends else "")
+    return wording.points(entry.result) + (f" (95{wording.GLUE}% {ends})" if ends else "")
 
 
 def called(entry: Entry, swept: Sequence[str]) -> str:
     """What sets a run apart, by the keys that differ; else its name."""
     told = [f"{key}={experiment.value(entry.config.get(key))}" for key in swept[:3]]
     return f"Run {entry.number} ({', '.join(told) or entry.name})"
+
+
+def labelled(entry: Entry, swept: Sequence[str]) -> str:
+    """A run beside its bar: what sets it apart, in short.
+
+    Not its name: a sweep's jobs have one that differs in its last character.
+    """
+    short = [key.rpartition(".")[2] for key in swept]
+    told = [
+        f"{key if short.count(last) > 1 else last} {experiment.value(entry.config.get(key))}"
+        for key, last in zip(swept[:3], short, strict=False)
+    ]
+    return ", ".join(told) or entry.name
 
 
 def state(entry: Entry) -> str:
@@ -219,8 +246,14 @@ def table(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]:
                 wording.interval(e.facts["score_mae_tuned_interval"]),
             ),
         ),
-        ("Base’s", lambda e: (wording.points(e.facts["score_mae_base"]), "")),
-        ("Constant guess’s", lambda e: (wording.points(e.facts["score_mae_mean"]), "")),
+        *(
+            (
+                f"{name.partition(' ')[2].capitalize()} error",
+                lambda e, key=key: (wording.points(e.facts[key]), ""),
+            )
+            for key, name in YARDSTICKS.items()
+            if shared(entries, key) is None
+        ),
         ("Exact format", lambda e: (wording.percent(e.facts["format_strict_tuned"]), "")),
         (
             "Held-out loss",
@@ -249,15 +282,37 @@ def table(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def error_rows(entries: Sequence[Entry]) -> dict[str, Any] | None:
+def photographs(entries: Sequence[Entry]) -> str:
+    """Over how many photographs the errors are, in words; no number where the runs differ."""
+    told = {e.facts["photographs"] for e in entries if e.facts["score_mae_tuned"] is not None}
+    number = told.pop() if len(told) == 1 else None
+    return wording.count(number, "photograph") if number else "photographs"
+
+
+def shared(entries: Sequence[Entry], key: str) -> float | None:
+    """A figure that is the same in all runs that were evaluated; None where it is not."""
+    told = {e.facts[key] for e in entries if e.facts[ERROR.key] is not None}
+    return told.pop() if len(told) == 1 else None
+
+
+def yardsticks(entries: Sequence[Entry]) -> str:
+    """The errors of `YARDSTICKS` that are the same in all runs, as a sentence; empty without."""
+    told = [
+        f"{name} is {wording.points(value)}"
+        for key, name in YARDSTICKS.items()
+        if (value := shared(entries, key)) is not None
+    ]
+    return f"On the same photographs {wording.listing(told)}." if told else ""
+
+
+def error_rows(entries: Sequence[Entry], swept: Sequence[str]) -> dict[str, Any] | None:
     """Each run's score error and interval, in percent of the axis; None with fewer than two."""
     known = [entry for entry in entries if entry.facts["score_mae_tuned"] is not None]
     if len(known) < 2:
         return None
     ends = [entry.facts["score_mae_tuned_interval"] or (0, 0) for entry in known]
     # Where every run has the same base and the same rows, its error is one line through all.
-    bases = {entry.facts["score_mae_base"] for entry in known}
-    base = bases.pop() if len(bases) == 1 else None
+    base = shared(entries, "score_mae_base")
     top = max([entry.facts["score_mae_tuned"] for entry in known] + [end[1] for end in ends])
     marks = plots.ticks(0, 1.02 * max(top, base or 0.0), about=5)
     high = marks[-1] or 1.0
@@ -271,6 +326,7 @@ def error_rows(entries: Sequence[Entry]) -> dict[str, Any] | None:
         "rows": [
             {
                 "entry": entry,
+                "label": labelled(entry, swept),
                 "at": across(entry.facts["score_mae_tuned"]),
                 "span": (across(end[0]), across(end[1] - end[0])) if end[1] else None,
                 "value": wording.points(entry.facts["score_mae_tuned"]),

@@ -16,7 +16,7 @@ from . import wording
 
 BEGIN = "<!-- results: written by task=report, replaced when it runs again -->"
 END = "<!-- end of results -->"
-ASIDE = ("registry", "task", "tracking", "experiment_name")
+ASIDE = ("registry", "serve", "task", "tracking", "experiment_name")
 """Groups of the config that change no number of a run."""
 
 
@@ -32,13 +32,17 @@ class GatheredRun:
     @property
     def config(self) -> dict[str, Any]:
         """Every key that may change a number, dotted; paths, which change none, are left out."""
+        from ..config import aside_keys
+
+        aside = aside_keys()
         flat: dict[str, Any] = {}
         for group, keys in self.facts.get("config", {}).items():
             if group in ASIDE or not isinstance(keys, Mapping):
                 continue
             for key, held in keys.items():
-                if not (isinstance(held, str) and "/" in held):
-                    flat[f"{group}.{key}"] = held
+                dotted = f"{group}.{key}"
+                if dotted not in aside and not (isinstance(held, str) and "/" in held):
+                    flat[dotted] = held
         return flat
 
 
@@ -57,7 +61,7 @@ def record(run: GatheredRun) -> dict[str, Any]:
     provenance = facts.get("provenance", {})
     return {
         "run": run.name,
-        "command": shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]]),
+        "command": typed(provenance),
         "task": facts.get("task"),
         "status": facts.get("status"),
         "error": facts.get("error"),
@@ -81,6 +85,11 @@ def record(run: GatheredRun) -> dict[str, Any]:
         "val_loss": facts.get("training", {}).get("val_loss"),
         "seconds": facts.get("seconds"),
     }
+
+
+def typed(provenance: Mapping[str, Any]) -> str:
+    """The command of a run as one types it: without the path that its program had there."""
+    return shlex.join(["python", "-m", "mondrian_ft", *provenance.get("argv", [])[1:]])
 
 
 def rank(facts: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
@@ -110,7 +119,7 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
             "held-out loss": wording.NONE
             if facts["val_loss"] is None
             else f"{facts['val_loss']:.3f}",
-            "verdict": (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " "),
+            "verdict": _verdict(facts),
             "adapter": " ".join(
                 [(facts["adapter"] or wording.NONE)[:12], *filter(None, [facts["version"]])]
             ),
@@ -138,6 +147,13 @@ def results(runs: Sequence[GatheredRun], *, page: str | None = None) -> str:
     return "\n".join([*lines, "", END])
 
 
+def _verdict(facts: Mapping[str, Any]) -> str:
+    """The evaluation's, or what kept a run from one; a training that ended well has none."""
+    if facts["verdict"] is None and facts["status"] == "done":
+        return wording.NONE
+    return (facts["verdict"] or facts["status"] or wording.NONE).replace("_", " ")
+
+
 def _with_interval(facts: Mapping[str, Any]) -> str:
     interval = wording.interval(facts["score_mae_tuned_interval"])
     return wording.points(facts["score_mae_tuned"]) + (f" ({interval})" if interval else "")
@@ -160,13 +176,14 @@ def cautions(records: Sequence[Mapping[str, Any]]) -> list[str]:
         said.append("The runs start from different base models.")
     if len(judged) > 2:
         said.append(
-            f"The best of {len(judged)} runs is better than it looks: choosing it used the same "
+            f"The best of {len(judged)} runs looks better than it is: choosing it used the same "
             "photographs that judge it."
         )
     if commits := {r["commit"] for r in records if r["commit"]}:
         told = ", ".join(sorted(commit[:10] for commit in commits))
+        several = "several commits: " if len(commits) > 1 else "commit "
         dirty = " (with uncommitted changes)" if any(r["dirty"] for r in records) else ""
-        said.append(f"Run at commit {told}{dirty}.")
+        said.append(f"Run at {several}{told}{dirty}.")
     return said
 
 

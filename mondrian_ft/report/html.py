@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation import assessments, judge
 from ..files import atomic_write_text
-from . import compare_plots, page, plots, view, wording
+from . import compare_plots, experiment, page, plots, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -239,7 +239,7 @@ def training(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
         values = [value for _, value in plots.series(log, "step", key)]
         if values:
             value = pick(values)
-            text = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
             found.append((name, text + unit))
     return found
 
@@ -277,7 +277,7 @@ def settings(
                 "experiment": run_facts.get("experiment"),
                 "started": run_facts.get("started"),
                 "took": wording.duration(run_facts["seconds"]) if "seconds" in run_facts else None,
-                "command": " ".join(provenance.get("argv") or []),
+                "command": experiment.typed(provenance) if provenance.get("argv") else None,
                 "config hash": run_facts.get("config_hash"),
                 "commit": commit,
                 "python": provenance.get("python"),
@@ -297,11 +297,15 @@ def settings(
 
 def told(value: Any) -> bool:
     """Whether a setting says anything: null and empty ones are defaults that nobody chose."""
-    return value is not None and value != "" and value != []
+    return value is not None and value != "" and value not in ([], {})
 
 
 def plain(value: Any) -> str:
-    """A setting as text: a list by commas, a number without noise."""
+    """A setting as text: a list by commas, a number without noise, true and false as one types."""
     if isinstance(value, list):
         return ", ".join(map(plain, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(held)}" for key, held in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -209,7 +209,7 @@ MORE = (
     Measure("Cut off", "answers that met the token limit", _tally("unfinished"), "", "unfinished"),
     Measure(
         "First token",
-        "median seconds until it is there",
+        "median seconds until it is there; answers of a batch wait for one another",
         lambda arm: (wording.seconds(arm.get("first_token_seconds_p50")), ""),
         if_any="first_token_seconds_p50",
     ),

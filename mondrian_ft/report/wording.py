@@ -367,8 +367,9 @@ def criterion(mark: Mapping[str, Any], *, short: bool = False) -> tuple[str, str
     if name.endswith("format"):
         return asked, percent(value), f"{percent(target)} or more"
     if name == "time":
-        why = "" if short else f", the base’s and 10{GLUE}%"
-        return asked, seconds(value), f"at most {seconds(target)}{why}"
+        most = f"at most {seconds(target)}"
+        why = f"on average {most}, the base’s and 10{GLUE}%"
+        return asked, seconds(value), most if short else why
     if name == "shuffled_error":
         why = "" if short else ", a quarter above its own"
         return asked, points(value), f"{points(target)} or more{why}"

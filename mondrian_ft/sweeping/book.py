@@ -16,6 +16,8 @@ from .jobs import Job
 
 NAME = "sweep.json"
 LOCK = "sweep.lock"
+ASIDE = "unfinished"
+"""Folder of a sweep in which lies what a job had left when it was run again."""
 
 
 class Book:
@@ -120,7 +122,7 @@ def held(folder: Path, notice: Callable[[str], None], name: str = LOCK) -> Itera
 
 def aside(folder: Path, keep: Sequence[str] = ()) -> Path:
     """Move what a job left that did not finish out of the way of its next start."""
-    place = folder.parent / "unfinished" / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    place = folder.parent / ASIDE / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     place.mkdir(parents=True)
     for path in list(folder.iterdir()):
         if path.name not in keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..report.wording import count
 from ..sweepers import SearchSettings
 from .bound import Repeated
 from .clean import lone
+from .composing import quoted
 from .jobs import Outcome, differing, larger_is_better
 
 if TYPE_CHECKING:
@@ -70,6 +72,21 @@ def show(console: Console, outcomes: Sequence[Outcome], folder: Path) -> None:
     for sentence in cautions(outcomes):
         console.print(plain(sentence), markup=False)
     console.print(f"sweep    {near(folder)}", soft_wrap=True, markup=False)
+    if command := compared(outcomes, folder):
+        console.print(f"compare  {command}", soft_wrap=True, markup=False)
+
+
+def compared(outcomes: Sequence[Outcome], folder: Path) -> str | None:
+    """The command that puts the jobs on a page; None where fewer than two have a figure."""
+    done = [one.facts or {} for one in outcomes if one.value is not None]
+    if len(done) < 2:
+        return None
+    here = Path.cwd()
+    path = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    # Hydra reads the rest of a list's element as words of its own.
+    path = path if re.fullmatch(r"[\w./:-]+", path) else quoted(path)
+    words = [f"experiment_name={done[0]['experiment']}", f"task.runs=[{path}]"]
+    return f"python -m mondrian_ft task=report {shlex.join(words)}"
 
 
 def show_repeats(
@@ -121,7 +138,7 @@ def cautions(outcomes: Sequence[Outcome]) -> list[str]:
         said.append("The jobs were run at different commits of the code.")
     if len(done) > 2:
         said.append(
-            f"The best of {len(done)} is better than it looks: its figure is what it was chosen by."
+            f"The best of {len(done)} looks better than it is: its figure is what it was chosen by."
         )
     return said
 

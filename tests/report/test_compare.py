@@ -9,7 +9,7 @@ import pytest
 
 from mondrian_ft.report import compare
 from mondrian_ft.report.compare_plots import Axis, Curve, curves, parallel, thinned
-from mondrian_ft.report.experiment import GatheredRun, record
+from mondrian_ft.report.experiment import GatheredRun, differing, record
 
 
 def gathered(
@@ -69,6 +69,35 @@ def test_the_best_run_is_told_and_whether_the_next_can_be_told_from_it() -> None
     assert "these figures alone do not tell them apart" in text(compare.render("ranks", close))
 
 
+def test_the_best_run_is_not_praised_against_its_own_verdict() -> None:
+    """A run of the lowest score error had lost the exact format, and its evaluation said so; the
+    page named it the best and no more."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    assert "own verdict" not in text(compare.render("ranks", runs))
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["verdict"] = "no_worse"
+    shown = text(compare.render("ranks", runs))
+    assert "Run 1’s own verdict against the base is “no worse”; its report says why." in shown
+
+
+def test_a_bar_is_labelled_by_what_sets_its_run_apart() -> None:
+    """A sweep's runs have names that differ in the last character, which was cut off."""
+    runs = [gathered("2026-11-29/0", 0.9, rank=4), gathered("2026-11-29/1", 0.5, rank=8)]
+    labels = re.findall(r"<b><span>(\d)</span><small>([^<]*)</small>", compare.render("r", runs))
+    assert labels == [("1", "rank 8"), ("2", "rank 4")]
+    entry = compare.ranked(runs, compare.ERROR)[0]
+    assert compare.labelled(entry, []) == "2026-11-29/1"
+    assert compare.labelled(entry, ["lora.rank", "other.rank"]) == "lora.rank 8, other.rank null"
+
+
+def test_over_how_many_photographs_is_told_where_it_is_one_number() -> None:
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    assert "with a 95 % interval over 9 photographs;" in text(compare.render("ranks", runs))
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["n_photographs"] = 8
+    assert "with a 95 % interval over photographs;" in text(compare.render("ranks", runs))
+
+
 def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
     page = compare.render("ranks", SWEEP)
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
@@ -77,11 +106,32 @@ def test_only_keys_that_differ_are_columns_and_no_column_is_empty() -> None:
         "lora.rank",
         "lora.alpha",
         "Score error",
-        "Base’s",
         "Exact format",
         "Verdict",
         "Took",
     ]
+
+
+def test_that_a_job_was_resumed_is_no_difference() -> None:
+    """In a sweep that was killed and started again trainer.resume stood as a column, and was
+    weighed as if it had a part in the loss."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    for run, resume in zip(runs, ("never", "auto"), strict=True):
+        facts: Any = run.facts
+        facts["config"] |= {"trainer": {"resume": resume, "seed": 0}, "serve": {"token": resume}}
+    assert differing(runs) == ["lora.rank"]
+
+
+def test_an_error_that_all_runs_share_is_a_sentence_and_else_a_column() -> None:
+    """The base's error stood in every row; with two keys the table was wider than the page."""
+    runs = [gathered("a", 0.9, rank=4), gathered("b", 0.5, rank=8)]
+    shown = text(compare.render("ranks", runs))
+    assert "On the same photographs the base model’s is 2.00." in shown
+    evidence: Any = runs[1].comparison
+    evidence["evidence"]["arms"]["base"]["score_mae"] = 1.5
+    page = compare.render("ranks", runs)
+    assert "On the same photographs" not in page
+    assert re.findall(r'data-head="Base model’s error">([^<]*)<', page) == ["1.50", "2.00"]
 
 
 def test_runs_without_a_result_say_why() -> None:

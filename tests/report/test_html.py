@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -315,3 +316,22 @@ def test_the_other_curves_of_a_training_are_drawn() -> None:
     assert "It ends at 0.4." in drawn[0][1]
     assert html.figures(log[:1]) == []
     assert html.figures([]) == []
+
+
+def test_settings_stand_as_they_are_typed() -> None:
+    """The page once told where the program lay on the machine, and Python's braces and quotes."""
+    report: Any = {
+        "base_model": "b",
+        "lora_path": "a",
+        "validation_data": "v",
+        "evaluation_date": "2026-11-29",
+        "evidence": {"settings": {"answers_reused": {"base": 19, "tuned": 0}}},
+    }
+    facts: Any = {
+        "provenance": {"argv": ["/home/me/mondrian_ft/__main__.py", "lora.rank=8"]},
+        "config": {"data": {"generated": False, "dimension_map": {}, "limit": None}},
+    }
+    shown = dict(html.settings(report, facts))
+    assert dict(shown["This comparison"])["answers_reused"] == "base 19, tuned 0"
+    assert dict(shown["The run"])["command"] == "python -m mondrian_ft lora.rank=8"
+    assert shown["Data"] == [("generated", "false")]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from mondrian_ft.sweeping import book
+from mondrian_ft.sweeping.jobs import Outcome
 from mondrian_ft.training import lock
 
 Typed = Callable[..., int]
@@ -78,6 +81,31 @@ def test_the_ranking_is_printed_and_kept(sweep: Path, typed: Typed, capsys: Any)
         facts = json.loads((sweep / job["job"] / "run.json").read_text())
         assert job["adapter"] == facts["adapter"]["hash"]
         assert facts["training"]["val_loss"] == job["value"]
+
+
+@pytest.mark.parametrize("name", ["ranks", "two ranks, a=b"])
+def test_the_command_that_compares_the_jobs_does_it(
+    sweep: Path, typed: Typed, capsys: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also in a folder whose name means something to Hydra and to the shell. What was put aside
+    when a job was run again was once compared as a run of its own."""
+    from mondrian_ft import __main__ as entry
+    from mondrian_ft.sweeping.screen import compared
+
+    assert typed(*GRID) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line[:7] == "compare")
+    folder = shutil.copytree(sweep, sweep.parent / name)
+    shutil.copytree(folder / "0", folder / "unfinished" / "0-20261129-120000-000000")
+    here = told.removeprefix("compare  ").replace(f"outputs/sweeps/{sweep.name}", "HERE")
+    job: Any = None
+    done = [Outcome(n, job, "done", 0.5, "val_loss", {"experiment": "sample"}) for n in "01"]
+    words = shlex.split(compared(done, folder.relative_to(Path.cwd())) or "")
+    assert shlex.split(here)[:-1] == words[:-1]
+    monkeypatch.setattr(sys, "argv", ["mondrian-ft", *words[3:]])
+    assert entry.main() == 0
+    assert "Gathered 4 runs of sample." in capsys.readouterr().out
+    assert compared(done[:1], folder) is None
+    shutil.rmtree(folder)
 
 
 def test_only_what_is_missing_runs_again(sweep: Path, typed: Typed, capsys: Any) -> None:
