@@ -146,16 +146,6 @@ def secret_keys() -> list[str]:
     ]
 
 
-def aside_keys() -> list[str]:
-    """The keys, dotted, that only name, place or continue a run, as ``trainer.resume`` does."""
-    return [
-        f"{group}.{item.name}"
-        for group, schema in GROUPS.items()
-        for item in dataclasses.fields(schema)
-        if item.metadata.get("aside")
-    ]
-
-
 def config_hash(config: Config) -> str:
     """SHA-256, in hexadecimal, of every key that can change a number.
 

@@ -20,6 +20,11 @@ from typing import Any
 
 from .errors import MondrianError
 
+SWEEP_BOOK = "sweep.json"
+"""What a sweep's folder is known by."""
+PUT_ASIDE = "unfinished"
+"""Folder of a sweep in which lies what a job had left when it was run again."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:

@@ -20,6 +20,7 @@ RANK = {
     "identity": 0,
     "login": 0,
     "launched": 0,
+    "scratch": 0,
     "data": 1,
     "model": 1,
     "registry": 1,

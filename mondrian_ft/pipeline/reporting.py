@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.rows import load_json
 from ..errors import DataError
-from ..files import atomic_write_json
+from ..files import PUT_ASIDE, SWEEP_BOOK, atomic_write_json
 from ..report import compare, experiment, plots, screen, wording
-from ..sweeping import book
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -109,9 +108,9 @@ def _below(folder: Path) -> Iterator[Path]:
     if (folder / "run.json").is_file():
         yield folder
     elif folder.is_dir() and not folder.is_symlink():
-        swept = (folder / book.NAME).is_file()
+        swept = (folder / SWEEP_BOOK).is_file()
         for path in sorted(folder.iterdir(), key=_order):
-            if not (swept and path.name == book.ASIDE):
+            if not (swept and path.name == PUT_ASIDE):
                 yield from _below(path)
 
 

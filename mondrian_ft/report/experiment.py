@@ -18,6 +18,18 @@ BEGIN = "<!-- results: written by task=report, replaced when it runs again -->"
 END = "<!-- end of results -->"
 ASIDE = ("registry", "serve", "task", "tracking", "experiment_name")
 """Groups of the config that change no number of a run."""
+ASIDE_KEYS = frozenset(
+    (
+        "trainer.resume",
+        "trainer.peer_timeout",
+        "eval.against",
+        "eval.latency",
+        "eval.judge_url",
+        "eval.judge_key_env",
+        "eval.judge_timeout",
+    )
+)
+"""Keys of other groups that change none: those that the schema puts aside, whose room is above."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +44,13 @@ class GatheredRun:
     @property
     def config(self) -> dict[str, Any]:
         """Every key that may change a number, dotted; paths, which change none, are left out."""
-        from ..config import aside_keys
-
-        aside = aside_keys()
         flat: dict[str, Any] = {}
         for group, keys in self.facts.get("config", {}).items():
             if group in ASIDE or not isinstance(keys, Mapping):
                 continue
             for key, held in keys.items():
                 dotted = f"{group}.{key}"
-                if dotted not in aside and not (isinstance(held, str) and "/" in held):
+                if dotted not in ASIDE_KEYS and not (isinstance(held, str) and "/" in held):
                     flat[dotted] = held
         return flat
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MondrianError, SweepError, TrainingError
-from ..files import atomic_write_json
+from ..files import PUT_ASIDE, SWEEP_BOOK, atomic_write_json
 from ..training import lock
 from .jobs import Job
 
-NAME = "sweep.json"
+NAME = SWEEP_BOOK
 LOCK = "sweep.lock"
-ASIDE = "unfinished"
-"""Folder of a sweep in which lies what a job had left when it was run again."""
 
 
 class Book:
@@ -122,7 +120,7 @@ def held(folder: Path, notice: Callable[[str], None], name: str = LOCK) -> Itera
 
 def aside(folder: Path, keep: Sequence[str] = ()) -> Path:
     """Move what a job left that did not finish out of the way of its next start."""
-    place = folder.parent / ASIDE / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    place = folder.parent / PUT_ASIDE / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     place.mkdir(parents=True)
     for path in list(folder.iterdir()):
         if path.name not in keep:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from mondrian_ft.report.experiment import (
+    ASIDE,
+    ASIDE_KEYS,
     BEGIN,
     END,
     GatheredRun,
@@ -14,6 +17,7 @@ from mondrian_ft.report.experiment import (
     record,
     results,
 )
+from mondrian_ft.schema import GROUPS
 
 
 def gathered(name: str, tuned: float | None, lock: str = "l" * 64, **config: Any) -> GatheredRun:
@@ -87,3 +91,14 @@ def test_a_persons_words_are_kept() -> None:
     bare = page("ranks", newer, "# ranks\n\nMine.\n")
     assert bare.startswith("# ranks\n\nMine.\n")
     assert newer in bare
+
+
+def test_keys_that_are_aside_are_no_difference() -> None:
+    """They are listed in the report's room, and marked in the schema's, which is above it."""
+    marked = {
+        f"{group}.{item.name}"
+        for group, schema in GROUPS.items()
+        for item in dataclasses.fields(schema)
+        if item.metadata.get("aside") and group not in ASIDE
+    }
+    assert marked == ASIDE_KEYS
