@@ -41,16 +41,28 @@ def composed(words: list[str]) -> Config:
     sweep = "-m" in words
     overrides = [word for word in words if not word.startswith("-")]
     if sweep:  # The first job's, of keys that have several values.
-        overrides = [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in overrides]
+        # Of a range that is searched, its lower end.
+        ends = [re.sub(r"^([\w.]+=).*\binterval\(([^,]+),.*", r"\1\2", word) for word in overrides]
+        overrides = [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in ends]
     return load(compose("config", overrides), ROOT)
 
 
 def commands(page: Path) -> list[list[str]]:
     """The words behind ``python -m mondrian_ft`` of every command in a page's blocks."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
+    text = _expanded("\n".join(blocks).replace("\\\n", " "))
     found = re.findall(r"^[^#\n]*?\bpython -m mondrian_ft\b(.*)$", text, re.MULTILINE)
     return [_before_shell(shlex.split(line, comments=True)) for line in found]
+
+
+def _expanded(text: str) -> str:
+    """With the words of ``NAME=(…)`` in place of each ``"${NAME[@]}"``."""
+    arrays = r"^(?:\$ )?(\w+)=\(([^()]*)\)"
+    for name, _ in re.findall(arrays, text, re.MULTILINE):
+        # Looked up now: one array may have another's words, which have been put in by then.
+        words = dict(re.findall(arrays, text, re.MULTILINE))[name]
+        text = text.replace(f'"${{{name}[@]}}"', words)
+    return text
 
 
 def _before_shell(words: list[str]) -> list[str]:
