@@ -137,7 +137,25 @@ def larger_is_better(metric: str) -> bool:
 
 
 def differing(jobs: Sequence[Job]) -> list[str]:
-    """The keys that are not the same in all jobs."""
+    """The keys that are not the same in all jobs; of one that does not validate, as typed."""
     found = [job.keys for job in jobs if job.config is not None]
     names = list(dict.fromkeys(name for keys in found for name in keys))
-    return [name for name in names if any(k.get(name) != found[0].get(name) for k in found)]
+    typed = [
+        dict(word.split("=", 1) for word in job.overrides if "=" in word)
+        for job in jobs
+        if job.config is None
+    ]
+    return [
+        name
+        for name in names
+        if any(keys.get(name) != found[0].get(name) for keys in found)
+        or any(name in words and not _means(words[name], found[0].get(name)) for words in typed)
+    ]
+
+
+def _means(typed: str, value: Any) -> bool:
+    """Whether a word is a value; if in doubt, no."""
+    try:
+        return float(typed) == float(value)
+    except (TypeError, ValueError):
+        return typed.lower() == str(value).lower()

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from mondrian_ft.errors import ConfigError
+from mondrian_ft.schema import Config
 from mondrian_ft.sweeping import book
-from mondrian_ft.sweeping.jobs import Outcome
+from mondrian_ft.sweeping.jobs import Job, Outcome, differing
 from mondrian_ft.training import lock
 
 Typed = Callable[..., int]
@@ -226,3 +228,13 @@ def test_joblib_gives_the_same_bytes(sweep: Path, typed: Typed, bench: Path) -> 
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=joblib")
     assert typed("-m", "lora.rank=4", "lora.dropout=0.2", *words) == 0
     assert weights(bench / "joblib" / "0") == weights(sweep / "3")
+
+
+def test_a_key_differs_where_one_of_two_values_is_wrong() -> None:
+    """With the other job alone its column was left out, and nobody saw which job had which."""
+    rate = f"optimizer.learning_rate={Config().optimizer.learning_rate:e}"
+    good = Job(("lora.rank=16", rate), Config())
+    bad = Job(("lora.rank=0", rate), None, ConfigError("lora.rank is 0"))
+    assert differing([good, bad]) == ["lora.rank"]
+    assert differing([good, good]) == []
+    assert differing([bad]) == []
