@@ -102,7 +102,9 @@ def show_repeats(
 
     if repeated:
         table = Table(box=None, pad_edge=False, show_edge=False)
-        for head in ("trial", f"mean {metric}", f"at {settings.confidence:.0%} no worse than", ""):
+        each = f"each {settings.repeat_over.removesuffix('s')}"
+        bound = f"at {settings.confidence:.0%} no worse than"
+        for head in ("trial", f"mean {metric}", bound, each):
             table.add_column(head, justify="right")
         for number, one in repeated.items():
             table.add_row(

@@ -334,6 +334,8 @@ class Search:
         console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         screen.show(console, found, self.folder)
         print(screen.summary(found).replace(" job", " trial", 1))
+        if more := sum(promotion.CONTINUES in one.user_attrs for one in self.study.trials()):
+            print(f"Going on under another number is no new trial: {more} of them did.")
         winner = choose(repeated, larger=self.larger)
         complete = self.study.trials("COMPLETE")
         if winner is None and complete:
