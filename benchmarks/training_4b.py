@@ -100,6 +100,7 @@ PARTIES: dict[str, Party] = {
     "4bit": _party("ours", 1, bits=4),
     "without_kernels": _party("ours", without=("kernels",)),
     "without_joined": _party("ours", without=("joined",)),
+    "without_attention": _party("ours", without=("attention",)),
     "larger_graphs": _party("ours", env=_graphs(200, 4000)),
     "checkpointed_larger_graphs": _party("ours", checkpoint=True, env=_graphs(100, 150)),
     "checkpointed_limit": _party("ours", checkpoint=True, limit_gb=2.0),
@@ -313,10 +314,12 @@ def _ours(party: Party, shapes: Shapes, steps: int) -> Iterator[tuple[str, Any]]
 
 def _leave_out(name: str) -> None:
     """Take something out of the step that was found to pay, to see by how much."""
-    from mondrian_ft.model import cuda_train, joined
+    from mondrian_ft.model import cuda_attention, cuda_train, joined
 
     if name == "kernels":
         cuda_train.fits = lambda *_: False
+    elif name == "attention":
+        cuda_attention.fits = lambda *_: False
     else:
         assert name == "joined", name
         joined.join = lambda layers: None

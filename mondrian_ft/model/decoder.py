@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import cpu_math, cuda_joined, cuda_train, joined
+from . import cpu_math, cuda_attention, cuda_joined, cuda_train, joined
 from .backend import ON_CPU, mx, nn
 from .lora_layers import drawing_from, project
 
@@ -203,6 +203,8 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Causal attention, all (B, L, heads, head_dim)."""
     if ON_CPU and q.dtype == mx.float32:
         return cpu_math.attention(q, k, v, scale)
+    if cuda_attention.fits(q, k):
+        return cuda_attention.attention(q, k, v, scale)
     q, k, v = (one.transpose(0, 2, 1, 3) for one in (q, k, v))
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
     return out.transpose(0, 2, 1, 3)
