@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import cuda_train
+from . import cuda_attention, cuda_train
 from .backend import mx
 
 # Gate and up of a row side by side.
@@ -45,14 +45,56 @@ _TURNED_ALL_BACK = """
   const int head = number % (Q + 2 * KV), at = threadIdx.x % 32 * 4;
   const size_t row = number / (Q + 2 * KV), turn = row * 128 + at;
   const size_t here = (size_t)number * 128 + at;
+  float d[4];
   if (head < Q) {
-    turn4_back(x + here, q_weight + at, cosine + turn, sine + turn,
-               of_queries + (row * Q + head) * 128 + at, EPSILON, of_x + here);
+    open4(of_queries + (row * Q + head) * 128 + at, d);
+    turn4_back(x + here, q_weight + at, cosine + turn, sine + turn, d, EPSILON, of_x + here);
   } else if (head < Q + KV) {
-    turn4_back(x + here, k_weight + at, cosine + turn, sine + turn,
-               of_keys + (row * KV + head - Q) * 128 + at, EPSILON, of_x + here);
+    open4(of_keys + (row * KV + head - Q) * 128 + at, d);
+    turn4_back(x + here, k_weight + at, cosine + turn, sine + turn, d, EPSILON, of_x + here);
   } else {
     *(uint2*)(of_x + here) = *(const uint2*)(of_values + (row * KV + head - Q - KV) * 128 + at);
+  }
+"""
+
+# The same from gradients as `cuda_attention.attend_back` leaves them. A warp has two rows of a
+# head, 8 apart, as `sums` has them.
+_TURNED_GATHERED_BACK = """
+  const size_t number = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  if (number >= (size_t)x_shape[0] / 2 * (Q + 2 * KV)) return;
+  const int head = number % (Q + 2 * KV), at = threadIdx.x % 32 * 4;
+  const size_t pair = number / (Q + 2 * KV), first = pair / 8 * 16 + pair % 8;
+  float d[2][4];
+  if (head < Q) {
+    const size_t row = first / LENGTH, inside = first % LENGTH;
+    const size_t tile = (row * Q + head) * (LENGTH / 64) + inside / 64;
+    const float4* from = (const float4*)sums + ((tile * 2 + at / 64) * 8 + at % 64 / 8) * 128
+        + inside % 64 / 16 * 32 + inside % 8 * 4 + at % 8 / 2;
+    const float4 a = from[0], b = from[1];
+    d[0][0] = a.x; d[0][1] = a.y; d[0][2] = b.x; d[0][3] = b.y;
+    d[1][0] = a.z; d[1][1] = a.w; d[1][2] = b.z; d[1][3] = b.w;
+    for (int j = 0; j < 8; ++j) d[j / 4][j % 4] *= plain_scale[0];
+  } else {
+    const bool key = head < Q + KV;
+    const __nv_bfloat16* parts = key ? k_parts : v_parts;
+    const int other = head - Q - (key ? 0 : KV);
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 4; ++j) d[i][j] = 0;
+      for (int part = 0; part < PARTS; ++part) {
+        float v[4];
+        open4(parts + (((first + 8 * i) * KV + other) * PARTS + part) * 128 + at, v);
+        for (int j = 0; j < 4; ++j) d[i][j] += v[j];
+      }
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    const size_t row = first + 8 * i, here = (row * (Q + 2 * KV) + head) * 128 + at;
+    if (head < Q + KV) {
+      turn4_back(x + here, (head < Q ? q_weight : k_weight) + at, cosine + row * 128 + at,
+          sine + row * 128 + at, d[i], EPSILON, of_x + here);
+    } else {
+      close4(of_x + here, d[i]);
+    }
   }
 """
 
@@ -124,41 +166,99 @@ def turned_all(
         Queries (T, Q · 128), keys and values (T, KV · 128); the values are a view of x.
     """
     q, kv = heads
-    weights = [norm.weight for norm in norms]
     cos, sin = (one.astype(mx.bfloat16) for one in turn)
-
-    def run(
-        name: str, inputs: str, made: str, source: str, arrays: Any, warps: int, widths: Any
-    ) -> Any:
-        rows = arrays[0].shape[0]
-        return cuda_train.kernel(name, inputs, made, source, norms[0].eps)(
-            inputs=arrays,
-            template=[("Q", q), ("KV", kv)],
-            grid=(-(-rows * warps * 32 // cuda_train.THREADS) * cuda_train.THREADS, 1, 1),
-            threadgroup=(cuda_train.THREADS, 1, 1),
-            output_shapes=[(rows, width * cuda_train.HEAD_SIZE) for width in widths],
-            output_dtypes=[mx.bfloat16] * len(widths),
-        )
-
-    told = "x q_weight k_weight cosine sine"
 
     @mx.custom_function
     def forward(x: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        given = [x, *weights, cos, sin]
-        made = run("turned_all", told, "queries keys", _TURNED_ALL, given, q + kv, (q, kv))
-        return made[0], made[1], x[:, (q + kv) * cuda_train.HEAD_SIZE :]
+        queries, keys = _turn_all(x, norms, (cos, sin), heads)
+        return queries, keys, x[:, (q + kv) * cuda_train.HEAD_SIZE :]
 
     @forward.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         x, cos, sin = primals
-        inputs = f"{told} of_queries of_keys of_values"
-        given = [x, *weights, cos, sin, *cotangents]
-        every = q + 2 * kv
-        (back,) = run("turned_all_back", inputs, "of_x", _TURNED_ALL_BACK, given, every, (every,))
+        told = "x q_weight k_weight cosine sine of_queries of_keys of_values"
+        run = cuda_train.kernel("turned_all_back", told, "of_x", _TURNED_ALL_BACK, norms[0].eps)
+        given = [x, *(norm.weight for norm in norms), cos, sin, *cotangents]
+        (back,) = _by_warps(run, given, heads, x.shape[0] * (q + 2 * kv), [x.shape])
         return back, mx.zeros_like(cos), mx.zeros_like(sin)
 
     made: Any = forward(x, cos, sin)
     return made[0], made[1], made[2]
+
+
+def _turn_all(x: mx.array, norms: Any, turn: Any, heads: tuple[int, int]) -> list[mx.array]:
+    q, kv = heads
+    told = ("turned_all", "x q_weight k_weight cosine sine", "queries keys", _TURNED_ALL)
+    run = cuda_train.kernel(*told, norms[0].eps)
+    shapes = [(x.shape[0], many * cuda_train.HEAD_SIZE) for many in heads]
+    given = [x, *(norm.weight for norm in norms), *turn]
+    return _by_warps(run, given, heads, x.shape[0] * (q + kv), shapes)
+
+
+def _by_warps(
+    run: Any, arrays: list[mx.array], heads: tuple[int, int], warps: int, shapes: Any, **sizes: int
+) -> list[mx.array]:
+    return run(
+        inputs=arrays,
+        template=[("Q", heads[0]), ("KV", heads[1]), *sizes.items()],
+        grid=(-(-warps * 32 // cuda_train.THREADS) * cuda_train.THREADS, 1, 1),
+        threadgroup=(cuda_train.THREADS, 1, 1),
+        output_shapes=shapes,
+        output_dtypes=[mx.bfloat16] * len(shapes),
+    )
+
+
+def turned_attention(
+    x: mx.array,
+    norms: tuple[Any, Any],
+    turn: tuple[mx.array, mx.array],
+    heads: tuple[int, int],
+    length: int,
+    scale: float,
+) -> mx.array:
+    """Attention of queries, keys and values that are side by side: heads normalised and turned.
+
+    Args:
+        x: (T, (Q + 2 KV) · 128), one product of all three; T a multiple of ``length``.
+        norms: see :func:`turned_all`, as ``turn`` and ``heads``.
+        turn: cos and sin.
+        heads: Q and KV.
+        length: of a row, a multiple of 128.
+        scale: of the scores.
+
+    Returns:
+        (T, Q · 128).
+    """
+    q_heads, kv_heads = heads
+    shape = (x.shape[0] // length, length, -1, cuda_train.HEAD_SIZE)
+    factor = mx.array(scale, mx.float32)
+
+    def values(x: mx.array) -> mx.array:
+        return x[:, (q_heads + kv_heads) * cuda_train.HEAD_SIZE :].reshape(shape)
+
+    @mx.custom_function
+    def forward(x: mx.array, cos: mx.array, sin: mx.array) -> Any:
+        q, k = (one.reshape(shape) for one in _turn_all(x, norms, (cos, sin), heads))
+        return [*cuda_attention.attend(q, k, values(x), factor), q, k]
+
+    @forward.vjp
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        x, cos, sin = primals
+        out, lse, q, k = outputs
+        above = cotangents[0]
+        raw = cuda_attention.attend_back(q, k, values(x), factor, out, lse, above)
+        told = "x q_weight k_weight cosine sine sums k_parts v_parts plain_scale"
+        source = _TURNED_GATHERED_BACK
+        run = cuda_train.kernel("turned_gathered_back", told, "of_x", source, norms[0].eps)
+        given = [x, *(norm.weight for norm in norms), cos, sin, *raw, factor]
+        warps = x.shape[0] // 2 * (q_heads + 2 * kv_heads)
+        sizes = {"PARTS": raw[1].shape[2] // kv_heads, "LENGTH": length}
+        (back,) = _by_warps(run, given, heads, warps, [x.shape], **sizes)
+        return back, mx.zeros_like(cos), mx.zeros_like(sin)
+
+    cos, sin = (one.astype(mx.bfloat16) for one in turn)
+    made: Any = forward(x, cos, sin)
+    return made[0].reshape(x.shape[0], -1)
 
 
 def packed(firsts: Sequence[mx.array], seconds: Sequence[mx.array]) -> tuple[mx.array, mx.array]:

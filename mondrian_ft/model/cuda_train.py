@@ -95,13 +95,12 @@ __device__ inline void turn4(
 }
 __device__ inline void turn4_back(
     const __nv_bfloat16* x, const __nv_bfloat16* weight, const __nv_bfloat16* cosine,
-    const __nv_bfloat16* sine, const __nv_bfloat16* above, float epsilon, __nv_bfloat16* of_x) {
-  float v[4], w[4], c[4], s[4], d[4], y[4], squares = 0, dot = 0;
+    const __nv_bfloat16* sine, const float* d, float epsilon, __nv_bfloat16* of_x) {
+  float v[4], w[4], c[4], s[4], y[4], squares = 0, dot = 0;
   open4(x, v);
   open4(weight, w);
   open4(cosine, c);
   open4(sine, s);
-  open4(above, d);
   // The transpose of a rotation is the rotation back.
   for (int j = 0; j < 4; ++j) {
     y[j] = (d[j] * c[j] - __shfl_xor_sync(0xffffffffu, d[j], 16) * s[j]) * w[j];
@@ -140,8 +139,9 @@ _TURNED_BACK = """
   if (head >= x_shape[0] * HEADS) return;
   const int at = threadIdx.x % 32 * 4;
   const size_t here = (size_t)head * 128 + at, turn = (size_t)(head / HEADS) * 128 + at;
-  turn4_back(
-      x + here, weight + at, cosine + turn, sine + turn, above + here, EPSILON, of_x + here);
+  float d[4];
+  open4(above + here, d);
+  turn4_back(x + here, weight + at, cosine + turn, sine + turn, d, EPSILON, of_x + here);
 """
 
 _NORMED_BACK = """

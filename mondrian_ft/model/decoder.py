@@ -45,26 +45,10 @@ def layer_forward(
     Returns:
         (B · L, D), or (M, D) with ``rows``.
     """
-    batch, length = size
     attn, kernels = layer.self_attn, _kernels(layer, h)
     norm = layer.input_layernorm
     x, h = cuda_train.normed(h, norm) if kernels else (normed(norm, h), h)
-    heads = attn.n_heads, attn.n_kv_heads
-    whole = joined.product(attn, joined.ATTENTION, x) if kernels else None
-    if whole is not None:
-        q, k, v = cuda_joined.turned_all(whole, (attn.q_norm, attn.k_norm), turn, heads)
-    else:
-        q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
-    if kernels and whole is None:
-        q = cuda_train.turned(q, attn.q_norm, turn, attn.n_heads)
-        k = cuda_train.turned(k, attn.k_norm, turn, attn.n_kv_heads)
-    q = q.reshape(batch, length, attn.n_heads, -1)
-    k = k.reshape(batch, length, attn.n_kv_heads, -1)
-    v = v.reshape(batch, length, attn.n_kv_heads, -1)
-    if not kernels:
-        q = _normed_and_turned(attn.q_norm, q, turn)
-        k = _normed_and_turned(attn.k_norm, k, turn)
-    out = _attention(q, k, v, attn.scale).reshape(batch * length, -1)
+    out = _attended(attn, x, turn, size, kernels)
     if rows is not None:
         out, h = out[rows], h[rows]
     (h,) = project((attn.o_proj,), out, h)
@@ -77,6 +61,32 @@ def layer_forward(
         gate, up = project((layer.mlp.gate_proj, layer.mlp.up_proj), x)
         inner = cuda_train.gated(gate, up) if kernels else _gated(gate, up)
     return project((layer.mlp.down_proj,), inner, h)[0]
+
+
+def _attended(
+    attn: Any, x: mx.array, turn: Rotary, size: tuple[int, int], kernels: bool
+) -> mx.array:
+    """What comes out of the heads, (B · L, heads · head_dim), of normalised rows x."""
+    batch, length = size
+    heads = attn.n_heads, attn.n_kv_heads
+    whole = joined.product(attn, joined.ATTENTION, x) if kernels else None
+    if whole is not None:
+        norms = attn.q_norm, attn.k_norm
+        if cuda_attention.fits(x.dtype, length, *heads, attn.head_dim):
+            return cuda_joined.turned_attention(whole, norms, turn, heads, length, attn.scale)
+        q, k, v = cuda_joined.turned_all(whole, norms, turn, heads)
+    else:
+        q, k, v = project((attn.q_proj, attn.k_proj, attn.v_proj), x)
+    if kernels and whole is None:
+        q = cuda_train.turned(q, attn.q_norm, turn, attn.n_heads)
+        k = cuda_train.turned(k, attn.k_norm, turn, attn.n_kv_heads)
+    q = q.reshape(batch, length, attn.n_heads, -1)
+    k = k.reshape(batch, length, attn.n_kv_heads, -1)
+    v = v.reshape(batch, length, attn.n_kv_heads, -1)
+    if not kernels:
+        q = _normed_and_turned(attn.q_norm, q, turn)
+        k = _normed_and_turned(attn.k_norm, k, turn)
+    return _attention(q, k, v, attn.scale).reshape(batch * length, -1)
 
 
 def _kernels(layer: Any, h: mx.array) -> bool:
@@ -203,7 +213,7 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Causal attention, all (B, L, heads, head_dim)."""
     if ON_CPU and q.dtype == mx.float32:
         return cpu_math.attention(q, k, v, scale)
-    if cuda_attention.fits(q, k):
+    if cuda_attention.fits(q.dtype, *q.shape[1:3], *k.shape[2:]):
         return cuda_attention.attention(q, k, v, scale)
     q, k, v = (one.transpose(0, 2, 1, 3) for one in (q, k, v))
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from mondrian_ft.model import cuda_attention
-from mondrian_ft.model.backend import mx
+from mondrian_ft.model import cuda_attention, cuda_joined, decoder
+from mondrian_ft.model.backend import mx, nn
 
 pytestmark = pytest.mark.skipif(
     not cuda_attention.on_hopper(), reason="kernels for Hopper, and there is no such device"
@@ -32,6 +32,10 @@ def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return (shares[..., None] * v[:, :, None]).sum(-2).transpose(0, 2, 1, 3)
 
 
+def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return cuda_attention.attention(q, k, v, SCALE)
+
+
 def close(found: mx.array, wanted: mx.array, what: str) -> None:
     """As close as rounding of scores' shares and of results to 8 bits allows."""
     assert found.shape == wanted.shape
@@ -48,9 +52,9 @@ def test_it_is_attention(rows: int, length: int, heads: int, shared: int) -> Non
     others = heads // shared
     q, above = (drawn(rows, length, heads, 128, seed=n) for n in range(2))
     k, v = (drawn(rows, length, others, 128, seed=n) for n in (2, 3))
-    assert cuda_attention.fits(q, k)
+    assert cuda_attention.fits(q.dtype, length, heads, others, 128)
 
-    made, back = mx.vjp(lambda *a: cuda_attention.attention(*a, SCALE), [q, k, v], [above])
+    made, back = mx.vjp(ours, [q, k, v], [above])
     wide = [one.astype(mx.float32) for one in (q, k, v, above)]
     wanted, slopes = mx.vjp(plain, wide[:3], wide[3:])
     close(made[0], wanted[0], "result")
@@ -77,6 +81,34 @@ def test_slices_of_one_product_do_as_well() -> None:
     close(back[0], slopes[0], "gradient")
 
 
+@pytest.mark.parametrize(("rows", "heads"), [(1, (4, 2)), (3, (6, 2)), (2, (8, 1))])
+def test_turned_within_it_is_turned_before_it(rows: int, heads: tuple[int, int]) -> None:
+    """One way through the kernels against three ways one after the other."""
+    tokens, (q_heads, kv_heads) = rows * 256, heads
+    x = drawn(tokens, (q_heads + 2 * kv_heads) * 128, seed=11)
+    above = drawn(tokens, q_heads * 128, seed=12)
+    angles = mx.random.uniform(0, 6, (rows, 256, 64), key=mx.random.key(5))
+    cos, sin = (mx.concatenate([f(angles)] * 2, axis=-1) for f in (mx.cos, mx.sin))
+    turn = decoder.rotary(cos.astype(mx.bfloat16), sin.astype(mx.bfloat16))
+    norms = []
+    for seed in (13, 14):
+        norms.append(nn.RMSNorm(128, eps=1e-6))
+        norms[-1].weight = 1 + 0.2 * drawn(128, seed=seed)
+
+    def at_once(x: mx.array) -> mx.array:
+        return cuda_joined.turned_attention(x, (norms[0], norms[1]), turn, heads, 256, SCALE)
+
+    def in_turn(x: mx.array) -> mx.array:
+        found = cuda_joined.turned_all(x, (norms[0], norms[1]), turn, heads)
+        q, k, v = (one.reshape(rows, 256, -1, 128) for one in found)
+        return ours(q, k, v).reshape(tokens, -1)
+
+    made, back = mx.vjp(at_once, [x], [above])
+    wanted, slopes = mx.vjp(in_turn, [x], [above])
+    assert mx.array_equal(made[0], wanted[0]).item()
+    close(back[0], slopes[0].astype(mx.float32), "gradient")
+
+
 def test_what_is_hidden_has_no_part_in_it() -> None:
     """Not even what is no number: padding may hold anything."""
     q, k, v = (drawn(1, 256, 2, 128, seed=n) for n in range(3))
@@ -95,7 +127,7 @@ def test_long_rows_agree_with_cudnn() -> None:
         made = mx.fast.scaled_dot_product_attention(*turned, scale=SCALE, mask="causal")
         return made.transpose(0, 2, 1, 3)
 
-    made, back = mx.vjp(lambda *a: cuda_attention.attention(*a, SCALE), [q, k, v], [above])
+    made, back = mx.vjp(ours, [q, k, v], [above])
     wanted, slopes = mx.vjp(cudnn, [q, k, v], [above])
     close(made[0], wanted[0].astype(mx.float32), "result")
     for name, one, other in zip("qkv", back, slopes, strict=True):
@@ -121,5 +153,4 @@ def test_a_last_axis_that_is_not_contiguous_makes_no_number() -> None:
 def test_what_it_is_not_made_for(
     length: int, heads: int, others: int, size: int, kind: mx.Dtype
 ) -> None:
-    q, k = (mx.zeros((1, length, n, size), kind) for n in (heads, others))
-    assert not cuda_attention.fits(q, k)
+    assert not cuda_attention.fits(kind, length, heads, others, size)
