@@ -162,7 +162,8 @@ def _training_4b(training: Entries) -> list[str]:
         f"mlx-vlm {versions['mlx-vlm']}",
         _table(("an update", *("1 row, s", "queued", "GB"), *("4 rows, s", "queued", "GB")), rows),
         "In brackets: times as fast as mlx-vlm. Queued: the loss is read when the next step is "
-        "queued, as the trainer does." + _larger(parties.get("ours", {})),
+        "queued, as the trainer does; others wait for each step."
+        + _larger(parties.get("ours", {})),
     ]
 
 
@@ -182,13 +183,14 @@ def _larger(ours: Entries) -> str:
 
 
 def _beside(ours: Entries, theirs: Entries, key: str) -> str:
-    """Seconds, and how many times as fast as mlx-vlm's; empty where they were not measured."""
+    """Seconds, and how many times as fast as mlx-vlm's, which waits for each step where queued ones
+    of it were not measured; empty where ours were not."""
     if not ours.get(key):
         return ""
-    seconds = ours[key]["median"]
-    if not theirs.get(key) or theirs is ours:
+    seconds, beside = ours[key]["median"], theirs.get(key) or theirs.get("seconds")
+    if not beside or theirs is ours:
         return f"{seconds:.3f}"
-    return f"{seconds:.3f} ({_times(theirs[key]['median'] / seconds)})"
+    return f"{seconds:.3f} ({_times(beside['median'] / seconds)})"
 
 
 def _decoding_4b(decoding: Entries) -> str:

@@ -184,7 +184,8 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: mx.array) -> Any:
 @_attention.vjp
 def _attention_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
     q, k, v, scale = primals
-    sums, k_parts, v_parts = attend_back(q, k, v, scale, *outputs, cotangents[0])
+    out, lse = outputs
+    sums, k_parts, v_parts = attend_back(q, k, v, scale, out, lse, cotangents[0])
     batch, length, heads, _ = q.shape
     of_q, of_k, of_v = _kernel(
         "attend_gathered", "sums k_parts v_parts plain_scale", "of_q of_k of_v", _GATHERED

@@ -121,6 +121,20 @@ def test_another_weight_put_in_is_what_counts() -> None:
     assert float(mx.abs(made - apart).max()) < (1e-5 if ON_CPU else 1e-2)
 
 
+@pytest.mark.parametrize(("bits", "apart"), [(4, True), (8, True), (None, False)])
+def test_large_quantised_matrices_stay_apart(
+    monkeypatch: pytest.MonkeyPatch, bits: int | None, apart: bool
+) -> None:
+    """All of a group are expanded at once: joined gate and up took 0.4 GB of a 4-bit base."""
+    bytes_expanded = 2 * 64 * 160
+    x = mx.zeros((3, 64), mx.bfloat16)
+    for most, found in ((bytes_expanded, False), (bytes_expanded - 1, apart)):
+        monkeypatch.setattr(joined, "MOST_EXPANDED", most)
+        owner = attention(mx.bfloat16, bits=bits)
+        join(owner)
+        assert (joined.product(owner, tuple(SIZES), x) is None) == found
+
+
 def test_what_is_not_alike_stays_apart() -> None:
     """Biases; a matrix without an adapter; another rank; another scale; dropout."""
     x = mx.random.normal((4, 64))
