@@ -163,7 +163,8 @@ def _training_4b(training: Entries) -> list[str]:
         _table(("an update", *("1 row, s", "queued", "GB"), *("4 rows, s", "queued", "GB")), rows),
         "In brackets: times as fast as mlx-vlm. Queued: the loss is read when the next step is "
         "queued, as the trainer does; others wait for each step."
-        + _larger(parties.get("ours", {})),
+        + _larger(parties.get("ours", {}))
+        + (f" {training['caveat']}" if "caveat" in training else ""),
     ]
 
 

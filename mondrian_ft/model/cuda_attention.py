@@ -17,6 +17,8 @@ from .hopper_attention import BACKWARD_BYTES, FORWARD_BYTES, SOURCE
 TILE = 128
 """Queries of a block of the forward pass, and keys of a block of the backward pass."""
 THREADS = 256
+FORWARD_THREADS = 384
+"""Of a block of the forward pass, of which a third only fetches."""
 
 _FORWARD = """
   using namespace attention;
@@ -203,11 +205,11 @@ def _attention_back(primals: Any, cotangents: Any, outputs: Any) -> Any:
 def attend(q: mx.array, k: mx.array, v: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
     """See :func:`attention`; also each row's log2 of the sum of its scores' powers, (B, H, L)."""
     batch, length, heads, _ = q.shape
-    told = ("attend", "q k v plain_scale", "out lse", _FORWARD, FORWARD_BYTES, 384)
-    out, lse = _kernel(*told)(
+    told = ("attend", "q k v plain_scale", "out lse", _FORWARD, FORWARD_BYTES)
+    out, lse = _kernel(*told, FORWARD_THREADS)(
         inputs=[q, k, v, scale],
-        grid=(batch * heads * length // TILE * 384, 1, 1),
-        threadgroup=(384, 1, 1),
+        grid=(batch * heads * length // TILE * FORWARD_THREADS, 1, 1),
+        threadgroup=(FORWARD_THREADS, 1, 1),
         output_shapes=[q.shape, (batch, heads, length)],
         output_dtypes=[mx.bfloat16, mx.float32],
     )

@@ -28,7 +28,7 @@ than both (10,240 tokens of Qwen3-VL-4B, checkpointed: 13.4 GB, and 14.3 side by
 MOST_EXPANDED = 16 * 2**20
 """Largest group of quantised matrices that is joined, in bytes of 16 bits a number: they are
 expanded for a product, and all of a group at once (4-bit Qwen3-VL-4B, checkpointed, one row of
-2,544 tokens: 6.26 GB with both groups joined, 5.86 with neither)."""
+2,544 tokens: 6.26 GB with both groups joined, 5.86 with neither, in an earlier state)."""
 
 _ARRAYS = ("weight", "scales", "biases")
 """What a dense or quantised layer holds, each with a row for each output."""
