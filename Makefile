@@ -25,6 +25,10 @@ TESTS := $(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 # Words after the command, as in make run ARGS='+experiment=dry_run'
 ARGS ?=
 
+# Some environments forbid to write bytecode; then each of the some hundred processes of the tests
+# would compile the whole package anew, which takes it a second.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-all parity check bench
 

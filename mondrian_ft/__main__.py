@@ -7,6 +7,7 @@ interrupted. ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from .config import Config
+
+# What a start imports and composes is some hundred thousand objects and no garbage, which Python's
+# usual threshold of 700 (2,000 since 3.12) has its collector look through again and again.
+gc.set_threshold(10_000, 10, 10)
 
 register_schemas()
 

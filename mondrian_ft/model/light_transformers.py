@@ -1,45 +1,149 @@
 """transformers, imported in less time; to be imported before mlx-vlm.
 
-Importing it reads all its models' sources, some 1,600 files, to learn what they export, and again
-when the first model's name is asked for: its own cache of the answers holds 128 folders of 1,100.
-The second answer is made from the first here, which saves a sixth of importing mlx-vlm
-(benchmarks/LOG.md). Where transformers is built otherwise, nothing is done.
+transformers reads all its models' sources when it is imported, some 1,600 files, to learn what they
+export, and again when the first model's name is asked for: its own cache of the answers holds 128
+folders of 1,100. The answer is kept in the user's cache folder here, for the version and the folder
+that it was read from, and the second one is made from the first. Where transformers is built
+otherwise, or was imported before, nothing is done.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from ..errors import MondrianError
+from ..files import atomic_write_bytes
 
 # It announces on import that torch is missing; it is missing on purpose.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import transformers
-from transformers.utils import import_utils
+Structure = dict[frozenset[str], dict[str, set[str]]]
+"""Names by module by what the module needs, as transformers' ``define_import_structure`` has it."""
 
-MODELS = Path(transformers.__file__).parent / "models"
-_read: Any = getattr(import_utils, "define_import_structure", None)
+_FORM = 1
+_UTILS = "transformers.utils.import_utils"
 
 
-def structure(module_path: str | Path, prefix: str | None = None) -> Mapping[Any, Any]:
-    """What ``define_import_structure`` says of a package: names by module by what they need."""
-    if prefix is None and Path(module_path) == MODELS / "__init__.py":
-        # As transformers asked for it when it was imported, so it is at hand; it has put the names
-        # of its own modules in since.
-        known = _read(MODELS, prefix="models")
+def cache_file(models: Path) -> Path:
+    """Where what a folder's models export is kept."""
+    from platformdirs import user_cache_path
+
+    place = hashlib.sha256(str(models).encode()).hexdigest()[:16]
+    return user_cache_path("mondrian_ft", appauthor=False) / f"transformers-{place}.json"
+
+
+def _key(models: Path) -> list[Any] | None:
+    """What the answer belongs to; None for a version that may change under its own name."""
+    installed = version("transformers")
+    if "dev" in installed or "+" in installed:
+        return None
+    return [_FORM, installed, str(models), models.stat().st_mtime_ns]
+
+
+def _kept(file: Path, key: list[Any]) -> Structure | None:
+    try:
+        found = json.loads(file.read_bytes())
+        if found["key"] != key:
+            return None
         return {
-            needs: {
-                name.removeprefix("models."): names
-                for name, names in modules.items()
-                if name.startswith("models.")
-            }
-            for needs, modules in known.items()
+            frozenset(needs): {name: set(names) for name, names in modules.items()}
+            for needs, modules in found["structure"]
         }
-    return _read(module_path, prefix)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # None was kept, or what lies there is not what was written: it is read anew.
+        return None
 
 
-if _read is not None and "transformers.models" not in sys.modules:
-    import_utils.define_import_structure = structure
+def _keep(file: Path, key: list[Any], structure: Structure) -> None:
+    told = [
+        [sorted(needs), {name: sorted(names) for name, names in modules.items()}]
+        for needs, modules in structure.items()
+    ]
+    try:
+        atomic_write_bytes(file, json.dumps({"key": key, "structure": told}).encode())
+    except MondrianError:
+        # A folder that cannot be written to costs the next process half a second, and no more.
+        return
+
+
+class Light:
+    """transformers' ``define_import_structure`` with a longer memory.
+
+    Args:
+        read: the function itself.
+        models: transformers' folder of models.
+    """
+
+    def __init__(self, read: Any, models: Path) -> None:
+        self.read = read
+        self.models = models
+        self._names: Structure | None = None
+
+    def __call__(self, module_path: str | Path, prefix: str | None = None) -> Mapping[Any, Any]:
+        """What a package exports: names by module, with ``prefix`` before them, by needs."""
+        path = Path(module_path)
+        if path not in (self.models, self.models / "__init__.py"):
+            return self.read(module_path, prefix)
+        start = f"{prefix}." if prefix else ""
+        # The caller puts modules of its own in, so it gets mappings of its own.
+        return {
+            needs: {f"{start}{name}": names for name, names in modules.items()}
+            for needs, modules in self._all().items()
+        }
+
+    def _all(self) -> Structure:
+        if self._names is None:
+            self._names = self._known()
+        return self._names
+
+    def _known(self) -> Structure:
+        key = _key(self.models)
+        if key is None:
+            return self.read(self.models)
+        file = cache_file(self.models)
+        names = _kept(file, key)
+        if names is None:
+            names = self.read(self.models)
+            _keep(file, key, names)
+        return names
+
+
+class _Hook(MetaPathFinder):
+    """Puts a :class:`Light` into transformers as soon as what it stands for has been read."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _UTILS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def with_memory(module: ModuleType) -> None:
+                execute(module)
+                read = getattr(module, "define_import_structure", None)
+                models = Path(str(module.__file__)).parents[1] / "models"
+                if read is not None and models.is_dir():
+                    module.define_import_structure = Light(read, models)  # type: ignore[attr-defined]
+
+            spec.loader.exec_module = with_memory  # type: ignore[method-assign]
+        return spec
+
+
+_hook = _Hook()
+sys.meta_path.insert(0, _hook)
+try:
+    import transformers  # noqa: F401
+finally:
+    sys.meta_path.remove(_hook)

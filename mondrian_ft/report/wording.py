@@ -177,6 +177,13 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
     }[evidence["verdict"]]
     if capping(evidence):
         short = "Not better, whatever the scores say."
+    elif (
+        evidence["verdict"] == "no_worse"
+        and evidence["n_references_with_scores"]
+        and base["score_mae"] is tuned["score_mae"] is None
+    ):
+        # Two arms whose answers are all unreadable differ in nothing, which proves nothing.
+        short = "Nothing to compare."
     if tuned["score_mae"] is not None and base["score_mae"] is not None:
         said = (
             f"On {n} it was not trained on, the tuned model’s scores miss {possessive(advisor)} by "

@@ -284,7 +284,7 @@ COSTS = {
         in_flight=1.8,
         in_flight_most=6_500_000_000,
         in_flight_small=1_000_000_000,
-        expanded=6.0,
+        expanded=12.0,
         pad_to=128,
     ),
     "Metal": Costs(scores_work=3.0, tower_work_scores=3.0, measured=False),

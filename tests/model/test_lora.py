@@ -293,9 +293,8 @@ def test_a_young_adapter_is_not_rounded_away_in_16_bits() -> None:
     exact = (2.0 * (x.astype(mx.float32) @ layer.lora_a) @ layer.lora_b).sum()
 
     def added(made: mx.array) -> float:
-        return float(
-            ((made.astype(mx.float32) - linear(x).astype(mx.float32)).sum() / exact).item()
-        )
+        share: Any = (made.astype(mx.float32) - linear(x).astype(mx.float32)).sum() / exact
+        return float(share.item())
 
     (trained,) = project((layer,), x)
     for made in (layer(x), trained):

@@ -112,6 +112,19 @@ def test_no_verdict_without_both(finish) -> None:
     assert "tuned by 0.40 and production by" in said
 
 
+def test_no_harm_is_not_claimed_of_answers_that_nobody_could_read(finish) -> None:
+    """Two arms whose answers all were noise read "Fine-tuning did no harm"; an equal pair of
+    readable ones still does."""
+    noise = finish(base=["noise"] * 8, tuned=["other noise"] * 8).report
+    assert noise["evidence"]["verdict"] == "no_worse"
+    short, said = wording.headline(noise)
+    assert short == "Nothing to compare."
+    assert "the tuned and the base model gave no scores that could be read" in said
+    equal = finish(base=[critique(5)] * 8, tuned=[critique(5)] * 8).report
+    assert equal["evidence"]["verdict"] == "no_worse"
+    assert wording.headline(equal)[0] == "Fine-tuning did no harm, and no proven good."
+
+
 def test_seconds_in_a_column_have_equal_digits() -> None:
     """0.20 beside 0.26 once read 0.2, as if it were measured less finely."""
     assert [wording.seconds(value) for value in (0.0841, 0.2, 0.26, 0.995, 2.14, 41.2)] == [
