@@ -149,6 +149,8 @@ def main() -> int:
         return 0
     if error := flag(argv):
         return _tell(error)
+    # Nothing here computes with torch, whose import takes transformers seconds where it is there.
+    os.environ.setdefault("USE_TORCH", "0")
     me = launched()
     if me.first:
         return _run(argv, me)

@@ -3,8 +3,13 @@
 transformers reads all its models' sources when it is imported, some 1,600 files, to learn what they
 export, and again when the first model's name is asked for: its own cache of the answers holds 128
 folders of 1,100. The answer is kept in the user's cache folder here, for the version and the folder
-that it was read from, and the second one is made from the first. Where transformers is built
-otherwise, or was imported before, nothing is done.
+that it was read from, and the second one is made from the first.
+
+It also imports torch wherever that is installed, for seconds, and mlx-vlm needs none of it. With
+``USE_TORCH=0`` in the environment, which the command line sets unless it is set, transformers is
+told that there is no torch, as its versions before 5 were by the same variable.
+
+Where transformers is built otherwise, or was imported before, nothing is done.
 """
 
 from __future__ import annotations
@@ -32,6 +37,12 @@ Structure = dict[frozenset[str], dict[str, set[str]]]
 
 _FORM = 1
 _UTILS = "transformers.utils.import_utils"
+_NO = ("0", "FALSE", "NO", "OFF")
+
+
+def without_torch() -> bool:
+    """Whether transformers is to leave torch alone: asked for, and nobody has imported it yet."""
+    return os.environ.get("USE_TORCH", "").upper() in _NO and "torch" not in sys.modules
 
 
 def cache_file(models: Path) -> Path:
@@ -118,8 +129,29 @@ class Light:
         return names
 
 
+def hiding_torch(available: Any) -> Any:
+    """transformers' ``_is_package_available``, to which torch and what builds on it are absent."""
+
+    def without(pkg_name: str, *arguments: Any, **named: Any) -> Any:
+        absent = pkg_name.startswith("torch")
+        # Of a name that nobody can have installed it says what it says of any that is missing.
+        return available("torch is hidden" if absent else pkg_name, *arguments, **named)
+
+    return without
+
+
+def _lighten(module: ModuleType) -> None:
+    read = getattr(module, "define_import_structure", None)
+    models = Path(str(module.__file__)).parents[1] / "models"
+    if read is not None and models.is_dir():
+        module.define_import_structure = Light(read, models)  # type: ignore[attr-defined]
+    available = getattr(module, "_is_package_available", None)
+    if available is not None and without_torch():
+        module._is_package_available = hiding_torch(available)  # type: ignore[attr-defined]
+
+
 class _Hook(MetaPathFinder):
-    """Puts a :class:`Light` into transformers as soon as what it stands for has been read."""
+    """Changes what transformers knows of itself as soon as the module that holds it was run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -130,14 +162,11 @@ class _Hook(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def with_memory(module: ModuleType) -> None:
+            def and_lighten(module: ModuleType) -> None:
                 execute(module)
-                read = getattr(module, "define_import_structure", None)
-                models = Path(str(module.__file__)).parents[1] / "models"
-                if read is not None and models.is_dir():
-                    module.define_import_structure = Light(read, models)  # type: ignore[attr-defined]
+                _lighten(module)
 
-            spec.loader.exec_module = with_memory  # type: ignore[method-assign]
+            spec.loader.exec_module = and_lighten  # type: ignore[method-assign]
         return spec
 
 

@@ -20,14 +20,14 @@ NAMES: light.Structure = {
 }
 
 
-def in_a_process(script: str, cache: Path) -> tuple[str, str]:
+def in_a_process(script: str, cache: Path, **env: str) -> tuple[str, str]:
     """What a script printed, and what it complained of, with a cache folder of its own."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **env},
     )
     return done.stdout, done.stderr
 
@@ -88,6 +88,55 @@ print(import_utils.define_import_structure is before, AutoTokenizer.__name__)
 """
     assert in_a_process(script, tmp_path) == ("True AutoTokenizer\n", "")
     assert not (tmp_path / "mondrian_ft").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_torch", ["0", "1"])
+def test_an_installed_torch_is_left_alone_on_request(tmp_path: Path, use_torch: str) -> None:
+    """Where torch was installed every command took five seconds longer, for nothing. What stands in
+    for it here tells when it is imported."""
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("print('imported'); raise SystemExit(3)")
+    metadata = tmp_path / "torch-2.13.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+    script = """
+from mondrian_ft.model import base
+from transformers.utils import is_torch_available
+print(is_torch_available())
+"""
+    found = in_a_process(script, tmp_path / "cache", USE_TORCH=use_torch, PYTHONPATH=str(tmp_path))
+    assert found == {"0": ("False\n", ""), "1": ("imported\n", "")}[use_torch]
+
+
+def test_the_command_line_needs_no_torch() -> None:
+    script = """
+import os, sys
+from mondrian_ft import __main__ as entry
+entry._run = lambda argv, me: print(argv, os.environ["USE_TORCH"])
+sys.argv[1:] = ["task=versions"]
+entry.main()
+"""
+    env = {name: value for name, value in os.environ.items() if name != "USE_TORCH"}
+    for given, expected in (({}, "0"), ({"USE_TORCH": "1"}, "1")):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env={**env, **given}
+        )
+        assert (done.stdout, done.stderr) == (f"['task=versions'] {expected}\n", "")
+
+
+def test_what_is_hidden() -> None:
+    """torch and its kin are missing as any other package is; nothing else is."""
+
+    def available(pkg_name: str, return_version: bool = False) -> tuple[bool, str | None]:
+        there = pkg_name in ("torch", "torchvision", "numpy")
+        return there, ("1.0" if there else "N/A") if return_version else None
+
+    hidden = light.hiding_torch(available)
+    assert hidden("torch", return_version=True) == available("no such", return_version=True)
+    assert hidden("torchvision") == (False, None)
+    assert hidden("numpy", return_version=True) == (True, "1.0")
 
 
 @pytest.fixture
