@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from .trainer import TrainState, Update
@@ -18,7 +18,8 @@ Log = Callable[[Mapping[str, Any], int, str], None]
 
 
 class Pace:
-    """How long updates take, by the median of the latest: the first ones compile."""
+    """How long updates take, by the median of the latest: the first one compiles, for a minute on
+    some GPUs, so that of two the shorter one counts."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=50)
@@ -29,7 +30,7 @@ class Pace:
 
     def left(self, updates: int) -> float:
         """Seconds that so many updates will take; evaluations are not in it."""
-        return median(self._seconds) * updates
+        return median_low(self._seconds) * updates
 
 
 class Logging:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mondrian_ft.training.callbacks import Logging, Progress, Warnings
+from mondrian_ft.training.callbacks import Logging, Pace, Progress, Warnings
 from mondrian_ft.training.trainer import TrainState, Update
 
 UPDATE = Update(
@@ -72,6 +72,16 @@ def test_what_was_not_counted_is_not_logged() -> None:
     logging.on_eval(TrainState(val_loss=2.0))
     assert lines[0].keys().isdisjoint({"token_accuracy", "padding_share", "eta_seconds"})
     assert lines[1].keys() == {"val_loss", "best_step"}
+
+
+def test_the_time_that_is_left_forgets_the_compiling_as_soon_as_it_can() -> None:
+    """A first update had compiled for 90 s, and after the second one, of 0.1 s, three more were
+    promised in two minutes and a quarter."""
+    pace = Pace()
+    pace.take(replace(UPDATE, seconds=90.0, data_seconds=0.0))
+    assert pace.left(4) == 360
+    pace.take(replace(UPDATE, seconds=0.1, data_seconds=0.0))
+    assert pace.left(3) == pytest.approx(0.3)
 
 
 def test_an_update_that_was_not_applied_is_told_once() -> None:
