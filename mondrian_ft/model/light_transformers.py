@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,8 +54,12 @@ def cache_file(models: Path) -> Path:
 
 
 def _key(models: Path) -> list[Any] | None:
-    """What the answer belongs to; None for a version that may change under its own name."""
-    installed = version("transformers")
+    """What the answer belongs to; None for a version that may change under its own name, or that
+    has none."""
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        return None
     if "dev" in installed or "+" in installed:
         return None
     return [_FORM, installed, str(models), models.stat().st_mtime_ns]
@@ -118,10 +122,10 @@ class Light:
         return self._names
 
     def _known(self) -> Structure:
-        key = _key(self.models)
-        if key is None:
+        key, file = _key(self.models), cache_file(self.models)
+        # A user without a home would be given a folder named ~ wherever the command is run.
+        if key is None or not file.is_absolute():
             return self.read(self.models)
-        file = cache_file(self.models)
         names = _kept(file, key)
         if names is None:
             names = self.read(self.models)

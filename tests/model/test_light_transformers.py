@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,28 @@ def test_another_version_is_read_anew_and_one_that_may_change_always(
         source, read = made()
         source(source.models)
         assert len(read) == 1
+
+
+def test_what_has_no_version_or_no_home_is_not_kept(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a copied package without metadata, or a container's user that nobody named."""
+
+    def nameless(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    def homeless(models: Path) -> Path:
+        return Path("~/.cache/mondrian_ft/names.json")
+
+    monkeypatch.chdir(tmp_path)
+    for name, stand_in in (("version", nameless), ("cache_file", homeless)):
+        with monkeypatch.context() as patch:
+            patch.setattr(light, name, stand_in)
+            for _ in range(2):
+                found, read = made()
+                assert found(found.models) == NAMES
+                assert len(read) == 1
+    assert {item.name for item in tmp_path.iterdir()} == {"models"}
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_nothing_else(
